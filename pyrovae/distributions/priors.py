@@ -1,0 +1,179 @@
+r"""Which prior goes with which posterior family, and why.
+
+A posterior family :math:`q` and a prior :math:`p(z)` must fit in two ways, or numbers are silently
+wrong:
+
+* **the ELBO needs a finite KL**: :math:`\mathrm{KL}(q \| p) < \infty` requires the support of q
+  inside that of p and tails of p not too light under q (a Cauchy posterior has infinite KL to a
+  Normal prior);
+* **log p(x) needs q to cover p**: the importance weight :math:`p(z) / q(z)` should be bounded, or
+  at least have a finite mean that is reached (a Gamma posterior under a Normal prior never
+  proposes a negative z, and the estimate is low with a small standard error).
+
+Each row below gives the prior of one unit, the reason, and the domain to which an amortized
+posterior has to be narrowed for the reason to hold (the degrees of freedom of a Student t must
+exceed 2, for instance).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
+
+from pyrovae.distributions.location_scale import Logistic
+
+__all__ = ["default_prior", "posterior_class", "posterior_domains", "prior_reason"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The prior of a family: how to build it from zeros of the event shape, and why."""
+
+    build: Callable[[Tensor], Any]
+    why: str
+    domains: dict[str, Constraint] = field(default_factory=dict)
+
+
+def _normal(zero: Tensor) -> Any:
+    return dist.Normal(zero, torch.ones_like(zero))
+
+
+def _multivariate_normal(zero: Tensor) -> Any:
+    eye = torch.eye(zero.shape[-1], dtype=zero.dtype, device=zero.device)
+    return dist.MultivariateNormal(zero, scale_tril=eye)
+
+
+_HEAVIER = "tails heavier than Gaussian on both sides: p/q is bounded and the KL finite"
+
+_ROWS: dict[type, Row] = {
+    dist.Normal: Row(
+        _normal, "the same family: closed KL; Var[p/q] is finite where scale^2 > 1/2"
+    ),
+    dist.Laplace: Row(_normal, f"exponential tails, {_HEAVIER}"),
+    Logistic: Row(_normal, f"exponential tails, {_HEAVIER}"),
+    dist.Logistic: Row(_normal, f"exponential tails, {_HEAVIER}"),
+    dist.StudentT: Row(
+        _normal,
+        f"polynomial tails, {_HEAVIER} where the variance exists (df > 2)",
+        {"df": constraints.greater_than(2.0)},
+    ),
+    dist.MultivariateNormal: Row(
+        _multivariate_normal,
+        "Normal(0, 1) per unit, spelled as the same family so that the KL is closed",
+    ),
+    dist.Cauchy: Row(
+        lambda zero: dist.Cauchy(zero, torch.ones_like(zero)),
+        "z^2 has no mean under a Cauchy, so its KL to a Normal is infinite; to a Cauchy it is "
+        "finite, and p/q is bounded",
+    ),
+    dist.Gumbel: Row(
+        lambda zero: dist.Gumbel(zero, torch.ones_like(zero)),
+        "the left tail, exp(-exp(-z)), is far lighter than a Gaussian's, so a Normal prior would "
+        "not be covered; within the family the KL is closed and finite",
+    ),
+    dist.Gamma: Row(
+        lambda zero: dist.Gamma(torch.ones_like(zero), torch.ones_like(zero)),
+        "the exponential law as a Gamma: same support, closed and finite KL; p/q is bounded "
+        "where concentration <= 1 and rate <= 1",
+    ),
+    dist.Exponential: Row(
+        lambda zero: dist.Exponential(torch.ones_like(zero)),
+        "the same family: closed KL; p/q is bounded where rate <= 1",
+    ),
+    dist.Weibull: Row(
+        lambda zero: dist.Exponential(torch.ones_like(zero)),
+        "the Weibull of concentration 1: same support, E[z] is finite and so is the KL; p/q is "
+        "bounded where concentration < 1, and at 1 where scale >= 1",
+    ),
+    dist.LogNormal: Row(
+        lambda zero: dist.LogNormal(zero, torch.ones_like(zero)),
+        "its density falls to 0 at 0 faster than any power, so a Gamma prior would not be "
+        "covered; within the family the KL is the Normal's",
+    ),
+    dist.Beta: Row(
+        lambda zero: dist.Beta(torch.ones_like(zero), torch.ones_like(zero)),
+        "uniform on the unit interval, spelled Beta(1, 1): closed KL; p/q is bounded where both "
+        "concentrations are at most 1",
+    ),
+    dist.Uniform: Row(
+        lambda zero: dist.Uniform(zero, torch.ones_like(zero)),
+        "uniform on the unit interval: the KL is finite where the posterior lies inside; an "
+        "interval narrower than (0, 1) does not cover the prior, so importance-weighted log p(x) "
+        "is a lower bound",
+        {"low": constraints.unit_interval, "high": constraints.unit_interval},
+    ),
+    dist.Dirichlet: Row(
+        lambda zero: dist.Dirichlet(torch.ones_like(zero)),
+        "flat on the simplex: same support, closed KL; p/q is bounded where every concentration "
+        "is at most 1",
+    ),
+}
+
+
+def default_prior(posterior: Any, event_shape: int | Sequence[int]) -> Any:
+    """Return the prior p(z) that fits a posterior family's support and tails.
+
+    Args:
+        posterior: a distribution class or a distribution (its `to_event` is looked through).
+        event_shape: shape of one draw z, `20` or `(4, 5)`.
+
+    Returns:
+        a distribution with empty batch shape and this event shape.
+
+    Raises:
+        ValueError: no row for this family: a prior must be given.
+
+    >>> default_prior(dist.Laplace, 20).event_shape
+    torch.Size([20])
+    """
+    row = _row(posterior)
+    shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
+    prior = row.build(torch.zeros(shape))
+    n = len(shape) - len(prior.event_shape)
+    return prior.to_event(n) if n else prior
+
+
+def prior_reason(posterior: Any) -> str:
+    """Return in words why the default prior of a family is what it is."""
+    return _row(posterior).why
+
+
+def posterior_domains(posterior: Any) -> dict[str, Constraint]:
+    """Return the narrower domains an amortized posterior needs under its default prior."""
+    found = _find(posterior)
+    return dict(found.domains) if found else {}
+
+
+def posterior_class(posterior: Any) -> type:
+    """Return the family of a distribution or class, through `to_event`, `mask` and `expand`."""
+    while not isinstance(posterior, type):
+        if not hasattr(posterior, "base_dist") or type(posterior) in _ROWS:
+            return type(posterior)
+        posterior = posterior.base_dist
+    return posterior
+
+
+def _find(posterior: Any) -> Row | None:
+    for cls in posterior_class(posterior).__mro__:
+        if cls in _ROWS:
+            return _ROWS[cls]
+    return None
+
+
+def _row(posterior: Any) -> Row:
+    row = _find(posterior)
+    if row is None:
+        known = ", ".join(sorted({cls.__name__ for cls in _ROWS}))
+        raise ValueError(
+            "no default prior is known for the posterior family "
+            f"{posterior_class(posterior).__name__}: give one (prior=...) whose support and tails "
+            f"its draws cover; known: {known}"
+        )
+    return row

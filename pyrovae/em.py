@@ -1,0 +1,388 @@
+r"""Variational EM: which parameters step when.
+
+A latent-variable model p(x, z; theta) and its guide q(z|x; phi) climb the same bound
+:math:`\mathcal L(\theta, \phi) \le \log p(x; \theta)`: the E-step in phi, the M-step in theta. Auto-encoding
+variational Bayes takes both at once, a schedule called :class:`Joint` here.
+
+:class:`VariationalEM` owns what a run needs and Pyro's global store does not give: the parameters of each
+role, found by running the programs; a store of the run's own (:class:`~pyrovae.traces.ParamScope`); one torch
+optimizer a role; gradients that are fresh at every step; a refusal to move when a number is not finite.
+
+Source: Kingma & Welling (2014), arXiv:1312.6114, Algorithm 1.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.infer
+import torch
+from torch import Tensor
+
+from pyrovae.objectives import ELBO, Objective
+from pyrovae.traces import (
+    DataPlate,
+    ParamScope,
+    Site,
+    Terms,
+    data_plate_of,
+    evaluating,
+    frozen_buffers,
+    modules_of,
+    probe,
+    with_data_scale,
+)
+
+__all__ = ["Joint", "NotFinite", "StepRecord", "VariationalEM", "adam"]
+
+AnyProgram = Callable[..., Any]
+OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
+ROLES = ("model", "guide")
+
+
+def adam(lr: float = 1e-3, **options: Any) -> OptimizerFactory:
+    """The default optimizer: Adam, fused where torch can (one kernel a step instead of many)."""
+    return lambda params: torch.optim.Adam(params, lr=lr, fused=True, **options)
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Both roles step on every batch: auto-encoding variational Bayes (arXiv:1312.6114, Algorithm 1)."""
+
+
+@dataclass
+class StepRecord:
+    """What one step saw. `elbo` is the true bound, nats a datum; `objective` what was maximized, likewise."""
+
+    elbo: Tensor
+    objective: Tensor
+    size: int
+    grad_norm: Tensor | None = None
+
+
+class NotFinite(FloatingPointError):
+    """A step was refused because a number was not finite; `rows` of its batch are the culprits, if known."""
+
+    def __init__(self, message: str, rows: list[int] | None = None) -> None:
+        super().__init__(message)
+        self.rows = rows or []
+
+
+class VariationalEM:
+    """Train a model and a guide, each role by its own optimizer, in a parameter store of their own.
+
+    Args:
+        model: A Pyro program p(x, z).
+        guide: A Pyro program q(z|x).
+        objective: A pyrovae objective, or any of Pyro's losses (``Trace_ELBO()``, ...). Default ``ELBO()``.
+        e_optimizer: ``params -> torch.optim.Optimizer`` for the guide's parameters.
+        m_optimizer: The same for the model's; by default the same callable.
+        schedule: Which role steps when; :class:`Joint` by default.
+        data_size: N, the number of data; sets N/B where the plate does not subsample by itself.
+        clip_norm: Clip the joint gradient of both roles at this Euclidean norm.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> vae = pv.models.VAE(data_shape=4, latent=2, hidden=8)
+        >>> em = pv.VariationalEM(vae.model, vae.guide, pv.ELBO())
+        >>> record = em.step(torch.ones(3, 4))
+        >>> record.elbo.shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        model: AnyProgram,
+        guide: AnyProgram,
+        objective: pyro.infer.ELBO | None = None,
+        e_optimizer: OptimizerFactory | None = None,
+        m_optimizer: OptimizerFactory | None = None,
+        schedule: Joint | None = None,
+        *,
+        data_size: int | None = None,
+        clip_norm: float | None = None,
+    ) -> None:
+        if schedule is not None and not isinstance(schedule, Joint):
+            raise TypeError(f"VariationalEM: schedule must be pv.Joint(), got {schedule!r}.")
+        if clip_norm is not None and not clip_norm > 0:
+            raise ValueError(f"VariationalEM: clip_norm must be positive, got {clip_norm}.")
+        self.model, self.guide = model, guide
+        self.objective = ELBO() if objective is None else objective
+        self.schedule = schedule or Joint()
+        self.data_size = data_size
+        self.clip_norm = clip_norm
+        self.scope = ParamScope()
+        self.params: dict[str, dict[str, Tensor]] = {}  # role -> name -> unconstrained leaf
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        e_optimizer = e_optimizer or adam()
+        self._factories = {"guide": e_optimizer, "model": m_optimizer or e_optimizer}
+        self.observed: dict[str, Site] = {}  # the model's observed sites on the first batch
+        self._checked = False
+        self._frozen = False
+        self._plate: DataPlate
+
+    # What the programs own ---------------------------------------------------------------------
+
+    def prepare(self, *args: Any, **kwargs: Any) -> None:
+        """Run the programs once, without training, to find their parameters and make the optimizers."""
+        if self.params:
+            return
+        modules = modules_of(self.model, self.guide)
+        self._frozen = any(not p.requires_grad for m in modules for p in m.parameters())
+        with self._in_force():
+            _, guided, modelled = self._probe(args, kwargs)
+            declared = {"model": modelled.params, "guide": guided.params}
+            undeclared = self._undeclared(modelled.params | guided.params, args, kwargs)
+        self.observed = {name: site for name, site in modelled.sites.items() if site.is_observed}
+        self._plate = data_plate_of(modelled, getattr(self.objective, "data_plate", None))
+        params = {role: declared[role] | undeclared[role] for role in ROLES}
+        theirs = {id(leaf) for leaf in params["model"].values()}  # what both use belongs to the model
+        params["guide"] = {n: p for n, p in params["guide"].items() if id(p) not in theirs}
+        self.params = params
+        if not any(self.params.values()):
+            raise ValueError(
+                "the programs own no trainable parameter. Expected: pyro.module, pyro.param, a PyroModule, or a "
+                "network with requires_grad in a closure. Try: register the networks with pyro.module."
+            )
+        self.optimizers = {
+            role: self._factories[role](list(leaves.values()))
+            for role, leaves in self.params.items()
+            if leaves
+        }
+
+    @contextmanager
+    def _in_force(self) -> Iterator[None]:
+        """The run's own parameters in force; no warning a step about parameters frozen on purpose."""
+        with self.scope:
+            if not self._frozen:
+                yield
+                return
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*was not registered in the param store")
+                yield
+
+    def _probe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            return probe(self.model, self.guide, args, kwargs)
+        except (RuntimeError, IndexError) as error:
+            shapes = [tuple(a.shape) for a in args if isinstance(a, Tensor)]
+            raise RuntimeError(
+                f"the programs could not be run on a batch with arguments of shapes {shapes}: {error}\nExpected: data "
+                f"[B, ...] of the shape the networks were built for. Try: run guide(x), then model(x), on one batch; "
+                f"compare the size that the first layer expects with x.shape."
+            ) from error
+
+    def _undeclared(
+        self, declared: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> dict[str, dict[str, Tensor]]:
+        """Trainable parameters of networks that the programs hold and use, but never declare to Pyro."""
+        known = {id(leaf) for leaf in declared.values()}
+        found: dict[str, dict[str, Tensor]] = {role: {} for role in ROLES}
+        for role in ROLES:
+            for i, module in enumerate(modules_of(getattr(self, role))):
+                for name, parameter in module.named_parameters():
+                    if parameter.requires_grad and id(parameter) not in known:
+                        known.add(id(parameter))
+                        found[role][f"{role}.{i}.{name}"] = parameter
+        candidates = [p for leaves in found.values() for p in leaves.values()]
+        if not candidates:
+            return found
+        if isinstance(self.objective, Objective):
+            frozen = frozen_buffers(self.model, self.guide)
+            with torch.enable_grad(), torch.random.fork_rng(), frozen:
+                loss = self.objective.differentiable_loss(self.model, self.guide, *args, **kwargs)
+                grads = torch.autograd.grad(loss, candidates, allow_unused=True)
+            used = {id(p) for p, g in zip(candidates, grads, strict=True) if g is not None}
+        else:  # Pyro's losses may have no differentiable_loss; an unused parameter is never moved anyway
+            used = {id(p) for p in candidates}
+        return {r: {n: p for n, p in leaves.items() if id(p) in used} for r, leaves in found.items()}
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """Every persistent buffer of the networks (BatchNorm's statistics, ...), by a stable name."""
+        return {
+            f"{i}.{name}": buffer
+            for i, module in enumerate(modules_of(self.model, self.guide))
+            for name, buffer in module.named_buffers()
+        }
+
+    # Steps -------------------------------------------------------------------------------------
+
+    def step(self, *args: Any, batches: Iterable[Any] | None = None, **kwargs: Any) -> StepRecord:
+        """One step on one batch, the arguments of both programs.
+
+        Args:
+            *args: The batch.
+            batches: Fresh batches for the inner E-steps of a schedule that has them.
+            **kwargs: Keyword arguments of both programs.
+
+        Returns:
+            The record of the step, with the true ELBO in nats a datum.
+
+        Raises:
+            FloatingPointError: The objective or a gradient is not finite; no weight has moved.
+        """
+        self.prepare(*args, **kwargs)
+        validate = not self._checked and pyro.poutine.util.is_validation_enabled()
+        with self._in_force(), torch.enable_grad(), pyro.validation_enabled(validate):
+            record = self._joint_step(args, kwargs)
+        self._checked = True
+        return record
+
+    def _joint_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepRecord:
+        self._zero_grad()
+        if isinstance(self.objective, Objective):
+            record = self._backward(self.objective, args, kwargs)
+        else:
+            record = self._pyro_backward(args, kwargs)
+        record.grad_norm = self._checked_norm(record)
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        self._zero_grad()
+        return record
+
+    def _backward(self, objective: Objective, args: Any, kwargs: Any) -> StepRecord:
+        terms = objective.terms(self.model, self.guide, *args, **kwargs)
+        plate, scale = terms.plate, self.scale_of(terms.plate)
+        loss = -objective.surrogate_of(terms, scale) / (scale * plate.size)
+        loss.backward()
+        with torch.no_grad():
+            elbo = objective.bound_of(terms).mean()
+        if not torch.isfinite(loss):
+            raise _which_datum(objective, terms)
+        return StepRecord(elbo, -loss.detach(), plate.size)
+
+    def _pyro_backward(self, args: Any, kwargs: Any) -> StepRecord:
+        programs, size = self._scaled_programs(args, kwargs)
+        loss = torch.as_tensor(self.objective.loss_and_grads(*programs, *args, **kwargs))
+        if not torch.isfinite(loss):
+            raise NotFinite(f"{type(self.objective).__name__}: the loss is {loss.item()}.")
+        return StepRecord(-loss, -loss, size)
+
+    def _scaled_programs(self, args: Any, kwargs: Any) -> tuple[list[AnyProgram], int]:
+        """Both programs for one of Pyro's losses: N/B where the plate lacks it, and all of it over N."""
+        plate = self._plate
+        size = self._plate_size(args, kwargs)
+        own = plate.full_size != plate.size  # the plate subsamples by itself
+        total = plate.full_size if own else (self.data_size or size)
+        factor = 1.0 if own else total / size
+        return [
+            with_data_scale(program, plate.name, factor, 1 / total)
+            for program in (self.model, self.guide)
+        ], size
+
+    def _plate_size(self, args: Any, kwargs: Any) -> int:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Tensor) and value.dim() > 0:
+                return value.shape[0]
+        return self._plate.size
+
+    def scale_of(self, plate: DataPlate) -> float:
+        """N/B: the plate's own where it subsamples, else the number of data over the plate's size."""
+        if plate.full_size != plate.size or self.data_size is None:
+            return plate.scale
+        return self.data_size / plate.size
+
+    def _checked_norm(self, record: StepRecord) -> Tensor:
+        leaves = [p for params in self.params.values() for p in params.values() if p.grad is not None]
+        if self.clip_norm is not None:
+            norm = torch.nn.utils.clip_grad_norm_(leaves, self.clip_norm)
+        else:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in leaves])
+        if not torch.isfinite(norm):
+            bad = [
+                name
+                for params in self.params.values()
+                for name, p in params.items()
+                if p.grad is not None and not torch.isfinite(p.grad).all()
+            ]
+            self._zero_grad()
+            raise NotFinite(
+                f"the gradient of parameter(s) {bad[:5]} is not finite (the objective is "
+                f"{record.objective.item():.6g}). No weight has moved. Try: a smaller learning rate, clip_norm=, or a "
+                f"bounded scale in the network's head (pyrovae.nn.Head)."
+            )
+        return norm
+
+    def _zero_grad(self) -> None:
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+
+    def end_epoch(self, valid: Any = None) -> None:
+        """Tell the schedule that an epoch has ended; `valid` is its validation data."""
+
+    def evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int = 1000) -> float:
+        """The true bound on given data, nats a datum, in evaluation mode, always with the same noise."""
+        size = self._plate_size(args, kwargs)
+        total = 0.0
+        with self._in_force(), evaluating(self.model, self.guide), torch.random.fork_rng():
+            torch.manual_seed(0)
+            for start in range(0, size, rows):
+                part = slice(start, start + rows)
+                batch = tuple(x[part] for x in args), {k: x[part] for k, x in kwargs.items()}
+                if isinstance(self.objective, Objective):
+                    bound = self.objective.per_datum(self.model, self.guide, *batch[0], **batch[1])
+                    total += bound.double().mean().item() * min(rows, size - start)
+                else:
+                    scaled, count = self._scaled_programs(*batch)
+                    loss = self.objective.loss(*scaled, *batch[0], **batch[1])
+                    total -= float(loss) * count
+        return total / size
+
+    # State -------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Parameters, buffers and optimizers: nested dictionaries of tensors and plain values."""
+        return {
+            "params": {role: dict(leaves) for role, leaves in self.params.items()},
+            "buffers": self.buffers,
+            "optimizers": {role: o.state_dict() for role, o in self.optimizers.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put a saved state into the parameters found by :meth:`prepare`, in place.
+
+        Raises:
+            ValueError: The saved parameters are not those of these programs.
+        """
+        self.load_params(state["params"], state["buffers"])
+        for role, saved in state["optimizers"].items():
+            self.optimizers[role].load_state_dict(saved)
+
+    def load_params(self, params: dict[str, dict[str, Tensor]], buffers: dict[str, Tensor]) -> None:
+        """Put saved parameters and buffers in place, without the optimizers."""
+        own = {f"{role}: {n}": p for role, leaves in self.params.items() for n, p in leaves.items()}
+        own |= {f"buffer: {n}": b for n, b in self.buffers.items()}
+        saved = {f"{role}: {n}": p for role, leaves in params.items() for n, p in leaves.items()}
+        saved |= {f"buffer: {n}": b for n, b in buffers.items()}
+        wrong = [n for n in own.keys() & saved.keys() if own[n].shape != saved[n].shape]
+        if own.keys() != saved.keys() or wrong:
+            missing, extra = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
+            raise ValueError(
+                f"the saved state does not fit the programs: missing {missing[:3]}, foreign {extra[:3]}, of another "
+                f"shape {wrong[:3]}. Expected: the model and guide that were trained, built with the same sizes."
+            )
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(saved[name])
+
+
+def _which_datum(objective: Objective, terms: Terms) -> NotFinite:
+    with torch.no_grad():
+        bound = objective.bound_of(terms)
+    rows = (~torch.isfinite(bound)).nonzero().flatten().tolist()
+    parts = {"log p(x|z)": terms.log_likelihood} | {
+        f"log p of '{s.name}'": s.log_prior for s in terms.local_latents
+    }
+    parts |= {f"log q of '{s.name}'": s.log_posterior for s in terms.local_latents}
+    bad = [name for name, value in parts.items() if not torch.isfinite(value).all()]
+    return NotFinite(
+        f"{type(objective).__name__} is not finite at row(s) {rows[:5]} of the batch"
+        f"{f', in {bad[0]}' if bad else ''}. No weight has moved. Try: check those rows; a guide or prior whose "
+        f"support fits; a smaller learning rate; clip_norm=."
+    )

@@ -1,0 +1,483 @@
+"""The loop around a step: epochs, validation, checkpoints, progress, resume.
+
+It knows nothing of models. Everything about what is trained is in :mod:`pyrovae.em`; everything about what is
+maximized in :mod:`pyrovae.objectives`. What is logged as ``elbo`` is always the true bound in nats a datum, free
+of KL weights and scales, so that two epochs and two runs can be compared.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyro
+import pyro.infer
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from pyrovae.checkpoint import load_state, rng_state, save_state, set_rng_state, write_atomic
+from pyrovae.datasets import Dataset, as_dataset, check_support, check_values, minibatches
+from pyrovae.em import Joint, NotFinite, OptimizerFactory, VariationalEM, adam
+from pyrovae.run import CHECKPOINT, Run, program_spec
+from pyrovae.traces import modules_of
+
+__all__ = ["fit"]
+
+Callback = Callable[[dict[str, Any]], Any]
+VALID_ROWS = 1000  # validation rows evaluated at once
+
+
+def fit(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    data: Any,
+    *,
+    objective: pyro.infer.ELBO | None = None,
+    schedule: Joint | None = None,
+    optimizer: OptimizerFactory | None = None,
+    lr_scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
+    epochs: int = 50,
+    batch_size: int = 100,
+    valid: Any = None,
+    patience: int | None = None,
+    clip_norm: float | None = None,
+    callbacks: tuple[Callback, ...] | list[Callback] = (),
+    compile: Literal["auto", False] = "auto",
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    checkpoint_seconds: float = 30.0,
+    progress: bool | None = None,
+) -> Run:
+    """Train a model and a guide, two Pyro programs, in place.
+
+    The gradient is that of the bound on the whole data set divided by N: nats a datum, with N/B set from the data
+    where the model's plate does not subsample by itself. Parameters live in the run's own store, not in Pyro's
+    global one; ``run.export()`` puts them there.
+
+    Args:
+        model: A Pyro program p(x, z), called as ``model(*batch)``.
+        guide: A Pyro program q(z|x), called likewise.
+        data: A tensor `[N, ...]`, a tuple of tensors (the model's arguments), a dict (its keyword arguments), a
+            :class:`pyrovae.datasets.Dataset`, the name of a data set, a path to ``.npy``/``.npz``, or a ``DataLoader``.
+        objective: A pyrovae objective or one of Pyro's losses. Default :class:`pyrovae.ELBO`.
+        schedule: Which role steps when. Default: both on every batch.
+        optimizer: ``params -> torch.optim.Optimizer``, called once a role. Default: fused Adam, lr 1e-3.
+        lr_scheduler: ``optimizer -> torch scheduler``, stepped once an epoch (``ReduceLROnPlateau`` with the
+            validation bound, or else the training bound, negated).
+        epochs: Passes over the data, those of a resumed run included.
+        batch_size: B. A last short batch is used as it is.
+        valid: Held-out data in any of the forms of `data`, or a fraction of it; its bound is logged every epoch.
+        patience: Stop after so many epochs without a better validation bound, and go back to the best weights.
+        clip_norm: Clip the gradient of all parameters (nats a datum) at this Euclidean norm.
+        callbacks: Called after each epoch with its dictionary of history; one that returns True stops.
+        compile: "auto" or False; this version runs eager either way.
+        device: Where to train; by default where the networks are.
+        seed: Of batches, noise and binarization. Torch's global generator is left as it was.
+        out: Folder of the run: ``config.json``, ``metrics.jsonl``, ``checkpoint/``.
+        resume: Continue the run in `out`, to the last bit on a CPU; starts anew if there is none.
+        checkpoint_seconds: At most so much work is lost to a crash; 0 saves after every epoch.
+        progress: Show a progress bar; by default if standard error is a terminal.
+
+    Returns:
+        The trained programs with their history.
+
+    Raises:
+        ValueError: Data that are empty, not finite, or outside the likelihood's support; programs that do not fit.
+        TypeError: Data of a dtype or device other than the networks'.
+        FloatingPointError: The bound or a gradient is not finite. No weight has moved in that step.
+        FileExistsError: `out` holds a run, and `resume` is False.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> vae = pv.models.VAE(data_shape=4, latent=2, hidden=8)
+        >>> run = pv.fit(vae.model, vae.guide, torch.ones(10, 4), epochs=2, progress=False)
+        >>> [sorted(h)[:2] for h in run.history]
+        [['elbo', 'epoch'], ['elbo', 'epoch']]
+    """
+    _check_settings(epochs, batch_size, patience, valid, compile)
+    device = _device_of(model, guide) if device is None else torch.device(device)
+    for module in modules_of(model, guide):
+        module.to(device)
+    data, valid = _sources(data, valid, batch_size, device, seed)
+    folder = None if out is None else Path(out)
+    saved = _saved_state(folder, resume)
+    em = VariationalEM(
+        model,
+        guide,
+        objective,
+        optimizer or adam(),
+        schedule=schedule,
+        data_size=data.size,
+        clip_norm=clip_norm,
+    )
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(seed)
+        example = data.example()
+        _check_devices(model, guide, example, device)
+        em.prepare(*example[0], **example[1])
+        _check_against_support(em, data, example)
+        loop = _Loop(em, data, valid, lr_scheduler, device, folder, checkpoint_seconds, example)
+        config = _config(em, data, valid, batch_size, seed, clip_norm)
+        if saved is not None:
+            loop.load(saved, config)
+        loop.start(config)
+        history = loop.run(epochs, patience, callbacks, progress)
+    for module in modules_of(model, guide):
+        module.eval()
+    return Run(em, history, folder, config)
+
+
+# Data ------------------------------------------------------------------------------------------
+
+
+class _Tensors:
+    """Minibatches of a data set in memory: index tensors on the device."""
+
+    def __init__(self, dataset: Dataset, batch_size: int, seed: int) -> None:
+        self.dataset, self.batch_size = dataset, batch_size
+        self.size = len(dataset)
+        self.steps = -(-self.size // batch_size)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        first = torch.arange(min(self.batch_size, self.size))
+        return self.dataset.take(first, torch.Generator().manual_seed(0))
+
+    def batches(self) -> Iterator[tuple[Tensor | None, tuple[Any, ...], dict[str, Any]]]:
+        device = self.dataset.device
+        for index in minibatches(self.size, self.batch_size, self.generator, device=device):
+            yield index, *self.dataset.take(index, self.generator)
+
+    def describe(self) -> dict[str, Any]:
+        return self.dataset.describe()
+
+
+class _Loader:
+    """Minibatches of a torch DataLoader; a batch is the model's arguments (a dict: its keyword arguments)."""
+
+    generator = None
+
+    def __init__(self, loader: DataLoader, device: torch.device) -> None:
+        self.loader, self.device = loader, device
+        try:
+            self.size, self.steps = len(loader.dataset), len(loader)  # type: ignore[arg-type]
+        except TypeError:
+            raise TypeError(
+                "fit: the DataLoader's dataset has no length, and N is needed to scale global terms. Expected: a "
+                "dataset with __len__. Try: add __len__ to the dataset (an iterable one too)."
+            ) from None
+        if self.size == 0 or self.steps == 0:
+            raise ValueError("fit: the DataLoader yields no batch. Expected: at least one datum.")
+
+    def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        with torch.random.fork_rng():
+            return self._arguments(next(iter(self.loader)))
+
+    def batches(self) -> Iterator[tuple[Tensor | None, tuple[Any, ...], dict[str, Any]]]:
+        for batch in self.loader:
+            args, kwargs = self._arguments(batch)
+            check_values(args, kwargs, where="fit: a batch of the DataLoader")
+            yield None, args, kwargs
+
+    def _arguments(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def move(x: Any) -> Any:
+            return x.to(self.device) if isinstance(x, Tensor) else x
+
+        if isinstance(batch, dict):
+            return (), {name: move(x) for name, x in batch.items()}
+        parts = batch if isinstance(batch, (list, tuple)) else [batch]
+        return tuple(move(x) for x in parts), {}
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": type(self.loader.dataset).__name__, "size": self.size}
+
+
+def _sources(data: Any, valid: Any, batch_size: int, device: torch.device, seed: int) -> Any:
+    """The training batches, and the validation data as arguments (drawn once where binarized)."""
+    fraction = valid if isinstance(valid, float) else None
+    if isinstance(data, DataLoader):
+        if fraction is not None:
+            raise ValueError("fit: valid as a fraction needs data in memory. Try: a second data set.")
+        source: Any = _Loader(data, device)
+    else:
+        dataset = as_dataset(data).to(device)
+        if fraction is not None:
+            dataset, valid = dataset.split(fraction, seed)
+        source = _Tensors(dataset, batch_size, seed)
+    held_out = None if valid is None else as_dataset(valid).to(device)
+    return source, held_out
+
+
+# The loop --------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Best:
+    elbo: float = -float("inf")
+    epoch: int = 0
+    params: dict[str, Any] = field(default_factory=dict)
+    buffers: dict[str, Any] = field(default_factory=dict)
+
+
+class _Loop:
+    def __init__(
+        self,
+        em: VariationalEM,
+        data: Any,
+        valid: Dataset | None,
+        lr_scheduler: Callable[[torch.optim.Optimizer], Any] | None,
+        device: torch.device,
+        folder: Path | None,
+        checkpoint_seconds: float,
+        example: Any,
+    ) -> None:
+        self.em, self.data, self.device, self.folder = em, data, device, folder
+        self.valid = None if valid is None else valid.realize(seed=0)
+        self.schedulers = (
+            {role: lr_scheduler(o) for role, o in em.optimizers.items()} if lr_scheduler else {}
+        )
+        self.checkpoint_seconds, self.example = checkpoint_seconds, example
+        self.history: list[dict[str, Any]] = []
+        self.best = _Best()
+        self.step = 0
+        self.saved_at = time.monotonic()
+
+    def run(
+        self, epochs: int, patience: int | None, callbacks: Any, progress: bool | None
+    ) -> list[dict[str, Any]]:
+        total, done = epochs * self.data.steps, len(self.history) * self.data.steps
+        quiet = None if progress is None else not progress  # None: only on a terminal
+        stopped = self._out_of_patience(patience)
+        with tqdm(total=total, initial=done, unit="step", disable=quiet, leave=False) as bar:
+            while len(self.history) < epochs and not stopped:
+                record = self._epoch(bar)
+                self.history.append(record)
+                self._remember_best(record, patience)
+                stopped = any([callback(record) is True for callback in callbacks])
+                stopped = stopped or self._out_of_patience(patience)
+                self._save(final=stopped or len(self.history) >= epochs)
+        if patience is not None and self.best.params:
+            self.em.load_params(self.best.params, self.best.buffers)
+        return self.history
+
+    def _epoch(self, bar: Any) -> dict[str, Any]:
+        began = time.perf_counter()
+        for module in modules_of(self.em.model, self.em.guide):
+            module.train()
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        seen = 0
+        for index, args, kwargs in self.data.batches():
+            try:
+                record = self.em.step(*args, **kwargs)
+            except NotFinite as error:
+                raise self._located(error, index) from None
+            values = torch.stack([record.elbo, record.objective, record.grad_norm])
+            sums += record.size * values.to(sums)
+            seen += record.size
+            self.step += 1
+            if bar.update():  # it has just been drawn anew
+                bar.set_postfix_str(f"elbo {sums[0].item() / seen:.2f} nats", refresh=False)
+        elbo, objective, grad_norm = (sums / seen).tolist()
+        record = {
+            "epoch": len(self.history) + 1,
+            "step": self.step,
+            "elbo": elbo,
+            "objective": objective,
+            "grad_norm": grad_norm,
+            "lr": next(iter(self.em.optimizers.values())).param_groups[0]["lr"],
+        }
+        record["lr"] = float(record["lr"])
+        if self.valid is not None:
+            record["valid_elbo"] = self.em.evaluate(*self.valid, rows=VALID_ROWS)
+        for scheduler in self.schedulers.values():
+            if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+                scheduler.step(-record.get("valid_elbo", elbo))
+            else:
+                scheduler.step()
+        record["seconds"] = time.perf_counter() - began
+        return record
+
+    def _located(self, error: NotFinite, index: Tensor | None) -> FloatingPointError:
+        rows = "" if index is None else f", row(s) {index[error.rows[:5]].tolist()} of the data"
+        kept = "" if self.folder is None else f" The last checkpoint in {self.folder} is intact."
+        return FloatingPointError(
+            f"fit: epoch {len(self.history) + 1}, step {self.step + 1}{rows}: {error}{kept}"
+        )
+
+    def _remember_best(self, record: dict[str, Any], patience: int | None) -> None:
+        if patience is not None and record["valid_elbo"] > self.best.elbo:
+            state = self.em.state_dict()
+            params = {
+                role: {n: p.detach().clone() for n, p in leaves.items()}
+                for role, leaves in state["params"].items()
+            }
+            buffers = {n: b.clone() for n, b in state["buffers"].items()}
+            self.best = _Best(record["valid_elbo"], record["epoch"], params, buffers)
+
+    def _out_of_patience(self, patience: int | None) -> bool:
+        return patience is not None and len(self.history) - self.best.epoch >= patience > 0
+
+    # Files -------------------------------------------------------------------------------------
+
+    def start(self, config: dict[str, Any]) -> None:
+        """Write the configuration, and the history as far as it goes."""
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.folder / "config.json", (json.dumps(config, indent=1) + "\n").encode())
+        self._write_metrics()
+
+    def _write_metrics(self) -> None:
+        if self.folder is not None:
+            lines = "".join(json.dumps(record) + "\n" for record in self.history)
+            write_atomic(self.folder / "metrics.jsonl", lines.encode())
+
+    def _save(self, final: bool) -> None:
+        if self.folder is None:
+            return
+        if not final and time.monotonic() - self.saved_at < self.checkpoint_seconds:
+            return
+        state = {
+            "em": self.em.state_dict(),
+            "schedulers": {role: s.state_dict() for role, s in self.schedulers.items()},
+            "rng": rng_state(self.device),
+            "data_rng": None if self.data.generator is None else self.data.generator.get_state(),
+            "history": self.history,
+            "step": self.step,
+            "best": vars(self.best),
+            "example": {"args": self.example[0], "kwargs": self.example[1]},
+        }
+        save_state(self.folder / CHECKPOINT[0], CHECKPOINT[1], state)
+        self._write_metrics()
+        self.saved_at = time.monotonic()
+
+    def load(self, state: dict[str, Any], config: dict[str, Any]) -> None:
+        """Continue from a saved state."""
+        old = json.loads((self.folder / "config.json").read_text()) if self.folder else config
+        for key in ("data", "batch_size", "seed", "objective"):
+            if old.get(key) != config[key]:
+                raise ValueError(
+                    f"fit: resume=True, but {key} is not that of the run in {self.folder}: {old.get(key)} there, "
+                    f"{config[key]} here. Expected: the same run continued. Try: the same arguments with more epochs, "
+                    f"or another out= for a new run."
+                )
+        self.em.load_state_dict(state["em"])
+        for role, saved in state["schedulers"].items():
+            self.schedulers[role].load_state_dict(saved)
+        set_rng_state(state["rng"], self.device)
+        if self.data.generator is not None:
+            self.data.generator.set_state(state["data_rng"])
+        self.history, self.step = state["history"], state["step"]
+        self.best = _Best(**state["best"])
+
+
+# Checks ----------------------------------------------------------------------------------------
+
+
+def _check_settings(epochs: int, batch_size: int, patience: int | None, valid: Any, compile: Any) -> None:
+    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"fit: {name} must be an integer of at least 1, got {value!r}.")
+    if patience is not None and (valid is None or patience < 1):
+        raise ValueError(
+            f"fit: patience={patience} needs validation data to judge by, and at least one epoch. Try: valid=0.1."
+        )
+    if compile not in ("auto", False):
+        raise ValueError(f'fit: compile must be "auto" or False in this version, got {compile!r}.')
+
+
+def _saved_state(folder: Path | None, resume: bool) -> dict[str, Any] | None:
+    if resume and folder is None:
+        raise ValueError("fit: resume=True needs out=, the folder of the run to continue.")
+    if folder is None or not (folder / CHECKPOINT[0]).is_dir():
+        return None
+    if not resume:
+        raise FileExistsError(
+            f"fit: {folder} already holds a run. Expected: an empty or new folder. Try: resume=True to continue it, or "
+            f"another out=; nothing has been changed."
+        )
+    return load_state(folder / CHECKPOINT[0], CHECKPOINT[1])
+
+
+def _device_of(*programs: Any) -> torch.device:
+    for module in modules_of(*programs):
+        for parameter in module.parameters():
+            return parameter.device
+    return torch.empty(0).device
+
+
+def _check_devices(model: Any, guide: Any, example: Any, device: torch.device) -> None:
+    dtypes = {p.dtype for m in modules_of(model, guide) for p in m.parameters() if p.is_floating_point()}
+    floats = [x for x in (*example[0], *example[1].values()) if isinstance(x, Tensor)]
+    for x in floats:
+        if x.is_floating_point() and len(dtypes) == 1 and x.dtype not in dtypes:
+            raise TypeError(
+                f"fit: the data are {x.dtype}, the networks {next(iter(dtypes))}. Expected: one dtype. Try: "
+                f"data.to({next(iter(dtypes))}), or module.to({x.dtype})."
+            )
+        if x.device.type != device.type:
+            raise TypeError(f"fit: the data are on {x.device}, the networks on {device}. Try: device=.")
+
+
+def _check_against_support(em: VariationalEM, data: Any, example: Any) -> None:
+    """Look at every datum, before a weight moves: inside the support of the site that observes it?"""
+    if not isinstance(data, _Tensors):
+        return
+    given = {id(x): i for i, x in enumerate(example[0])} | {id(x): n for n, x in example[1].items()}
+    for name, site in em.observed.items():
+        key = given.get(id(site.value))
+        if key is None:
+            continue
+        if key == 0 and data.dataset.binarize:
+            values = example[0][0]  # drawn from the intensities: in {0, 1} by construction
+        else:
+            values = data.dataset.args[key] if isinstance(key, int) else data.dataset.kwargs[key]
+        try:
+            support = site.fn.support
+            check_support(values, support, f"fit: site '{name}' ({_family(site.fn)})")
+        except (NotImplementedError, RuntimeError):  # a support with a shape of its own: left to Pyro
+            continue
+
+
+def _family(fn: Any) -> str:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return type(fn).__name__
+
+
+def _config(
+    em: VariationalEM, data: Any, valid: Any, batch_size: int, seed: int, clip_norm: float | None
+) -> dict[str, Any]:
+    objective = {
+        k: v.item() if isinstance(v, Tensor) else v
+        for k, v in vars(em.objective).items()
+        if isinstance(v, (bool, int, str, Tensor)) or (isinstance(v, float) and v != float("inf"))
+    }
+    # a bound on plate nesting is learnt in the first step of Pyro's losses, not chosen
+    objective.pop("max_plate_nesting", None)
+    return {
+        "program": program_spec(em.model, em.guide),
+        "objective": {"name": type(em.objective).__name__} | objective,
+        "optimizer": {role: repr(o) for role, o in em.optimizers.items()},
+        "parameters": {r: sum(p.numel() for p in ps.values()) for r, ps in em.params.items()},
+        "data": data.describe(),
+        "valid": None if valid is None else valid.describe(),
+        "batch_size": batch_size,
+        "clip_norm": clip_norm,
+        "seed": seed,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "pyro": pyro.__version__,
+        },
+    }

@@ -1,0 +1,26 @@
+r"""Networks: features to features, and features to a distribution.
+
+An amortized posterior :math:`q_\phi(z \mid x)` and a likelihood :math:`p_\theta(x \mid z)` are
+the same kind of object: a network that reads an array and ends in the parameters of a
+distribution. It has two parts here,
+
+.. math::
+
+    h = \mathrm{MLP}(x), \qquad
+    \lambda = c(W h + b), \qquad
+    q(\cdot \mid x) = \mathcal D(\lambda).
+
+:class:`MLP` is the first part. :class:`Head` is the second: it asks the class :math:`\mathcal D`
+for its `arg_constraints`, decides from them how many numbers :math:`W h + b` must have and which
+map :math:`c` sends each of them into its domain (:mod:`pyrovae.nn.maps`).
+
+**Leading dimensions fold.** An array `[K, B, *event]` (K particles, B data) goes through a network
+as `K * B` rows; only the trailing event dimensions are read. A network from elsewhere gets the
+same manners by :class:`Fold`.
+"""
+
+from pyrovae.nn.head import Head
+from pyrovae.nn.maps import bounded_positive, squash
+from pyrovae.nn.networks import MLP, Fold, as_shape, linear
+
+__all__ = ["MLP", "Fold", "Head", "as_shape", "bounded_positive", "linear", "squash"]

@@ -1,0 +1,358 @@
+r"""Losses for ``pyro.infer.SVI`` and for ``fit``: each is a few lines over :class:`~pyrovae.traces.Terms`.
+
+The two SGVB estimators of the ELBO (Kingma & Welling 2014, arXiv:1312.6114, eq. 6 and 7),
+
+.. math::
+    \text{A:}\quad & \tfrac1K \sum_k \log p(x|z_k) + \log p(z_k) - \log q(z_k|x) \\
+    \text{B:}\quad & \tfrac1K \sum_k \log p(x|z_k) - \mathrm{KL}(q(z|x) \,\|\, p(z)),
+
+and the importance-weighted bound (Burda et al. 2016, arXiv:1509.00519)
+:math:`\log \tfrac1K \sum_k w_k`.
+
+An objective offers three views of itself:
+
+* ``per_datum(model, guide, *args) -> [B]``: the true bound in nats, higher is better, free of KL weights, free
+  bits, ``poutine.scale`` and N/B;
+* ``surrogate(model, guide, *args)``: the scalar that is *maximized*, a sum over the data plate times N/B;
+* Pyro's interface (``loss``, ``differentiable_loss``, ``loss_and_grads``): minus the surrogate.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pyro.infer
+import torch
+from torch import Tensor
+
+from pyrovae import bounds
+from pyrovae.traces import Latent, Plan, Terms, probe, terms
+from pyrovae.traces.errors import check_per_datum, not_reparameterized
+
+__all__ = ["ELBO", "IWAE", "Objective", "Renyi"]
+
+AnyProgram = Callable[..., Any]
+
+
+class Objective(pyro.infer.ELBO):
+    """What every objective shares: running the programs, N/B after the bound, Pyro's interface.
+
+    Subclasses write two functions of :class:`~pyrovae.traces.Terms`: the bound ``[B]`` and what is
+    differentiated ``[B]``.
+
+    Args:
+        particles: K, draws a datum.
+        data_plate: Name of the plate over data; by default the outermost that holds every observed site.
+    """
+
+    def __init__(self, particles: int = 1, data_plate: str | None = None) -> None:
+        if particles < 1:
+            raise ValueError(f"{type(self).__name__}: particles must be at least 1, got {particles}.")
+        super().__init__(num_particles=particles)
+        self.particles = particles
+        self.data_plate = data_plate
+        self._learnt: tuple[AnyProgram, AnyProgram, Plan] | None = None
+
+    @abstractmethod
+    def bound(self, terms: Terms) -> Tensor:
+        """The true bound of each datum, `[B]`, nats."""
+
+    def objective(self, terms: Terms) -> Tensor:
+        """What is differentiated for each datum, `[B]`; the bound itself unless a subclass says otherwise."""
+        return self.bound(terms)
+
+    def global_objective(self, terms: Terms) -> Tensor | float:
+        """The part that belongs to no datum: global latents and global observations, a scalar."""
+        return _global_terms(terms, weighted=True)
+
+    def terms(self, model: AnyProgram, guide: AnyProgram, *args: Any, **kwargs: Any) -> Terms:
+        """Run both programs with this objective's particles and return the terms."""
+        return terms(
+            model,
+            guide,
+            *args,
+            particles=self.particles,
+            data_plate=self.data_plate,
+            plan=self._plan(model, guide, args, kwargs),
+            **kwargs,
+        )
+
+    def per_datum(self, model: AnyProgram, guide: AnyProgram, *args: Any, **kwargs: Any) -> Tensor:
+        """The true bound of each datum, `[B]`, nats, higher is better; no gradient.
+
+        Terms of global latents are shared out equally: each datum carries 1/N of them.
+        """
+        with torch.no_grad():
+            return self.bound_of(self.terms(model, guide, *args, **kwargs))
+
+    def bound_of(self, terms: Terms) -> Tensor:
+        """:meth:`per_datum` of terms at hand."""
+        return self.bound(terms) + _global_terms(terms, weighted=False) / terms.plate.full_size
+
+    def surrogate(self, model: AnyProgram, guide: AnyProgram, *args: Any, **kwargs: Any) -> Tensor:
+        """The scalar to be maximized: N/B times the sum over the data plate, plus global terms."""
+        return self.surrogate_of(self.terms(model, guide, *args, **kwargs))
+
+    def surrogate_of(self, terms: Terms, scale: float | None = None) -> Tensor:
+        """:meth:`surrogate` of terms at hand, with another N/B if the caller knows better than the plate."""
+        if torch.is_grad_enabled():
+            for latent in terms.latents.values():
+                if not latent.posterior.has_rsample:
+                    raise not_reparameterized(latent.name, latent.posterior, type(self).__name__)
+        per_datum = self.objective(terms).sum()
+        return (terms.scale if scale is None else scale) * per_datum + self.global_objective(terms)
+
+    def _plan(self, model: AnyProgram, guide: AnyProgram, args: Any, kwargs: Any) -> Plan:
+        learnt = self._learnt
+        if learnt is None or learnt[0] != model or learnt[1] != guide:
+            plan = Plan(-1) if self.particles == 1 else probe(model, guide, args, kwargs)[0]
+            self._learnt = learnt = (model, guide, plan)
+        return learnt[2]
+
+    # Pyro's interface --------------------------------------------------------------------------
+
+    def loss(self, model: AnyProgram, guide: AnyProgram, *args: Any, **kwargs: Any) -> float:
+        """Minus the surrogate, as a number; no gradient."""
+        with torch.no_grad():
+            return -self.surrogate(model, guide, *args, **kwargs).item()
+
+    def differentiable_loss(
+        self, model: AnyProgram, guide: AnyProgram, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Minus the surrogate, as a differentiable tensor."""
+        return -self.surrogate(model, guide, *args, **kwargs)
+
+    def loss_and_grads(
+        self, model: AnyProgram, guide: AnyProgram, *args: Any, **kwargs: Any
+    ) -> float:
+        """Minus the surrogate, as a number, after adding its gradients to every parameter's ``.grad``."""
+        with torch.enable_grad():
+            loss = self.differentiable_loss(model, guide, *args, **kwargs)
+            if loss.requires_grad:
+                loss.backward(retain_graph=self.retain_graph)
+        return loss.item()
+
+    def _get_trace(self, model: AnyProgram, guide: AnyProgram, args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} works on pyrovae.terms, not on Pyro's traces.")
+
+
+class ELBO(Objective):
+    r"""Evidence lower bound, sampled (estimator A) or with analytic KL where that is right (estimator B).
+
+    .. math:: \mathcal L(x) = E_q[\log p(x|z)] - \lambda \, \mathrm{KL}(q(z|x) \,\|\, p(z)),
+        \qquad \lambda = \texttt{kl\_weight}
+
+    With ``analytic_kl=True`` a site's KL is closed-form if torch knows it *and* the site's prior depends on
+    nothing drawn from the site in the guide; otherwise that site is sampled. The surrogate has the KL weight,
+    free bits and every ``poutine.scale``; :meth:`per_datum` has none of them.
+
+    Args:
+        analytic_kl: Estimator B where valid; False is estimator A throughout.
+        kl_weight: lambda; a number or a 0-d tensor, may be 0, may be changed between steps.
+        free_bits: nats a latent site may use at no cost: its KL, averaged over the batch, is replaced by
+            ``free_bits`` where smaller (Kingma et al. 2016, arXiv:1606.04934).
+        particles: K, draws a datum.
+        data_plate: Name of the plate over data.
+
+    Source: Kingma & Welling (2014), arXiv:1312.6114.
+
+    Example:
+        >>> import pyro, pyrovae as pv
+        >>> from pyro.infer import SVI
+        >>> vae = pv.models.VAE(data_shape=64, latent=2, hidden=16)
+        >>> svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), pv.ELBO())
+    """
+
+    def __init__(
+        self,
+        analytic_kl: bool = True,
+        kl_weight: float | Tensor = 1.0,
+        free_bits: float = 0.0,
+        particles: int = 1,
+        data_plate: str | None = None,
+    ) -> None:
+        super().__init__(particles, data_plate)
+        if not isinstance(kl_weight, Tensor) and not 0 <= kl_weight < float("inf"):
+            raise ValueError(f"ELBO: kl_weight must be finite and at least 0, got {kl_weight}.")
+        if not 0 <= free_bits < float("inf"):
+            raise ValueError(f"ELBO: free_bits must be finite and at least 0 nats, got {free_bits}.")
+        self.analytic_kl = analytic_kl
+        self.kl_weight = kl_weight
+        self.free_bits = free_bits
+
+    def _kl(self, latent: Latent, weighted: bool) -> Tensor:
+        """KL of one site, averaged over particles: `[B]`, or a scalar for a global site."""
+        kl = latent.kl if self.analytic_kl else None
+        if kl is not None:
+            kl = kl.mean(0) if kl.dim() > (0 if latent.is_global else 1) else kl
+            return latent.weight * kl if weighted else kl
+        if not weighted:
+            return latent.sampled_kl.mean(0)
+        log_q, log_p = latent.log_posterior, latent.log_prior
+        return (latent.weight * log_q - latent.prior_weight * log_p).mean(0)
+
+    def bound(self, terms: Terms) -> Tensor:
+        """E_q[log p(x|z)] - KL, `[B]`, nats."""
+        bound = terms.log_likelihood.mean(0)
+        for latent in terms.local_latents:
+            bound = bound - self._kl(latent, weighted=False)
+        return bound
+
+    def objective(self, terms: Terms) -> Tensor:
+        """The bound with the KL weight, free bits and the programs' own scales, `[B]`."""
+        total: Tensor | float = 0.0
+        for site in terms.observed.values():
+            if not site.is_global:
+                total = total + site.weight * site.log_prob.mean(0)
+        for latent in terms.local_latents:
+            total = total - self.kl_weight * self._freed(self._kl(latent, weighted=True))
+        return total  # type: ignore[return-value]
+
+    def global_objective(self, terms: Terms) -> Tensor | float:
+        """Global terms, their KL weighted and freed like the others."""
+        total: Tensor | float = 0.0
+        for site in terms.observed.values():
+            if site.is_global:
+                total = total + (site.weight * site.log_prob).mean()
+        for latent in terms.global_latents:
+            total = total - self.kl_weight * self._freed(self._kl(latent, weighted=True))
+        return total
+
+    def _freed(self, kl: Tensor) -> Tensor:
+        if self.free_bits == 0:
+            return kl
+        return torch.where(kl.mean() > self.free_bits, kl, torch.full_like(kl, self.free_bits))
+
+
+class _MultiSample(Objective):
+    """What bounds with a log-sum-exp share: no global latents, no scale inside, weights of one datum only."""
+
+    def bound_of(self, terms: Terms) -> Tensor:
+        self._check(terms)
+        return self.bound(terms)
+
+    def surrogate_of(self, terms: Terms, scale: float | None = None) -> Tensor:
+        self._check(terms)
+        return self._common_weight(terms) * super().surrogate_of(terms, scale)
+
+    def global_objective(self, terms: Terms) -> float:
+        return 0.0
+
+    def _check(self, terms: Terms) -> None:
+        check_per_datum(terms, type(self).__name__)
+
+    def _common_weight(self, terms: Terms) -> float | Tensor:
+        """A ``poutine.scale`` around the whole of both programs, applied after the bound."""
+        named = [(s.name, s.weight) for s in terms.observed.values()]
+        for latent in terms.latents.values():
+            named += [(latent.name, latent.weight), (latent.name, latent.prior_weight)]
+        weight = named[0][1]
+        for name, other in named[1:]:
+            if other is not weight and (
+                isinstance(other, Tensor) or isinstance(weight, Tensor) or other != weight
+            ):
+                raise ValueError(
+                    f"{type(self).__name__}: poutine.scale differs between sites '{named[0][0]}' ({weight}) and "
+                    f"'{name}' ({other}); inside the log-sum-exp it would not give a bound. Expected: one scale for "
+                    f"all of model and guide. Try: pv.ELBO(kl_weight=...) for annealing, or scale both programs whole."
+                )
+        return weight
+
+
+class IWAE(_MultiSample):
+    r"""Importance-weighted bound :math:`\log \frac1K \sum_k p(x, z_k) / q(z_k|x)` of each datum.
+
+    At least the ELBO and at most log p(x) in expectation, tighter as K grows. N/B of a subsampled plate and a
+    ``poutine.scale`` around both programs are applied after the logarithm.
+
+    Args:
+        particles: K, draws a datum.
+        estimator: What is differentiated. ``"iwae"``: the bound. ``"stl"``: the bound with log q's own parameters
+            stopped (Roeder et al. 2017, arXiv:1703.09194; biased for K > 1). ``"dreg"``: the model's gradient with
+            weights w, the guide's with squared weights (Tucker et al. 2019, arXiv:1810.04152; unbiased).
+        data_plate: Name of the plate over data.
+
+    Raises:
+        ValueError: A global latent, a subsampled inner plate, or a scale on some sites only (on use).
+
+    Source: Burda, Grosse & Salakhutdinov (2016), arXiv:1509.00519.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> pv.IWAE(particles=5).particles
+        5
+    """
+
+    def __init__(
+        self,
+        particles: int,
+        estimator: Literal["iwae", "stl", "dreg"] = "iwae",
+        data_plate: str | None = None,
+    ) -> None:
+        super().__init__(particles, data_plate)
+        if estimator not in ("iwae", "stl", "dreg"):
+            raise ValueError(f'IWAE: estimator must be "iwae", "stl" or "dreg", got {estimator!r}.')
+        self.estimator = estimator
+
+    def bound(self, terms: Terms) -> Tensor:
+        """The importance-weighted bound, `[B]`, nats."""
+        return bounds.iwae(terms.log_weights)
+
+    def objective(self, terms: Terms) -> Tensor:
+        """The bound, with the gradient of the chosen estimator, `[B]`."""
+        if self.estimator == "iwae" or not torch.is_grad_enabled():
+            return self.bound(terms)
+        log_weights = terms.log_likelihood
+        for latent in terms.local_latents:
+            log_weights = log_weights + latent.log_prior - latent.log_posterior_stopped
+        if self.estimator == "stl":
+            return bounds.iwae(log_weights)
+        return _doubly_reparameterized(terms, log_weights)
+
+
+def _doubly_reparameterized(terms: Terms, log_weights: Tensor) -> Tensor:
+    r"""The bound, with gradient :math:`\sum_k \tilde w_k \nabla_\theta \log w_k + \tilde w_k^2 \nabla_\phi \log w_k`.
+
+    Both enter through log w: phi only through the draws once log q's own parameters are stopped. So the gradient
+    that arrives at a draw is multiplied by one more weight, by a hook, and the model's own stays as it is.
+    """
+    weights = bounds.normalized_weights(log_weights)  # [K, B]
+    for latent in terms.local_latents:
+        latent.scale_gradient(weights)
+    return bounds.iwae(log_weights)
+
+
+class Renyi(_MultiSample):
+    r"""Renyi bound :math:`\frac{1}{1-\alpha} \log \frac1K \sum_k w_k^{1-\alpha}` of each datum.
+
+    Args:
+        alpha: Order, at least 0; 0 is :class:`IWAE`, 1 the ELBO.
+        particles: K, draws a datum.
+        data_plate: Name of the plate over data.
+
+    Source: Li & Turner (2016), arXiv:1602.02311.
+    """
+
+    def __init__(self, alpha: float, particles: int, data_plate: str | None = None) -> None:
+        super().__init__(particles, data_plate)
+        if not 0 <= alpha < float("inf"):
+            raise ValueError(f"Renyi: alpha must be finite and at least 0, got {alpha}: it is no lower bound otherwise.")
+        self.alpha = alpha
+
+    def bound(self, terms: Terms) -> Tensor:
+        """The Renyi bound, `[B]`, nats."""
+        return bounds.renyi(terms.log_weights, self.alpha)
+
+
+def _global_terms(terms: Terms, weighted: bool) -> Tensor | float:
+    """Log-densities of what stands outside the data plate, averaged over particles: a scalar."""
+    total: Tensor | float = 0.0
+    for site in terms.observed.values():
+        if site.is_global:
+            total = total + ((site.weight if weighted else 1.0) * site.log_prob).mean()
+    for latent in terms.global_latents:
+        p, q = (latent.prior_weight, latent.weight) if weighted else (1.0, 1.0)
+        total = total + (p * latent.log_prior - q * latent.log_posterior).mean()
+    return total

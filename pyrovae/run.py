@@ -1,0 +1,152 @@
+"""What training leaves behind: the trained programs, their parameters, the history, a folder.
+
+A Pyro program does not hold its own ``pyro.param`` values; they live in a global store. A :class:`Run` keeps
+them, and hands out the programs wrapped so that they find their own wherever they are called.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyrovae.checkpoint import CheckpointError, load_state
+from pyrovae.em import VariationalEM
+from pyrovae.models import VAE
+from pyrovae.traces import ParamScope, Scoped, evaluating, modules_of
+
+__all__ = ["Run", "load_run", "program_spec"]
+
+CHECKPOINT = ("checkpoint", "last")
+
+
+class Run:
+    """A trained pair of programs.
+
+    Attributes:
+        model: The model, carrying its parameters with it wherever it is called.
+        guide: The guide, likewise.
+        history: One dictionary an epoch: ``epoch``, ``step``, ``elbo`` (the true bound, nats a datum), ``objective``
+            (what was maximized), ``valid_elbo``, ``lr``, ``grad_norm``, ``seconds``.
+        path: The folder of the run, or None.
+        config: What was run: sizes, seeds, versions, data.
+    """
+
+    def __init__(
+        self,
+        em: VariationalEM,
+        history: list[dict[str, Any]],
+        path: Path | None,
+        config: dict[str, Any],
+    ) -> None:
+        self._em = em
+        self.model: Callable[..., Any] = Scoped(em.model, em.scope)
+        self.guide: Callable[..., Any] = Scoped(em.guide, em.scope)
+        self.history = history
+        self.path = path
+        self.config = config
+
+    def __repr__(self) -> str:
+        last = self.history[-1] if self.history else {}
+        elbo = f", elbo={last['elbo']:.4f} nats" if last else ""
+        where = f", path='{self.path}'" if self.path else ""
+        return f"Run(epochs={len(self.history)}{elbo}{where})"
+
+    @property
+    def objective(self) -> Any:
+        """The objective that was trained."""
+        return self._em.objective
+
+    @property
+    def params(self) -> dict[str, torch.Tensor]:
+        """Every trained parameter by name, unconstrained, as the optimizer saw it."""
+        return {name: p for leaves in self._em.params.values() for name, p in leaves.items()}
+
+    def scope(self) -> ParamScope:
+        """The run's parameters in force: ``with run.scope(): pyro.param("loc")``."""
+        return self._em.scope
+
+    def export(self) -> None:
+        """Put the run's parameters into the parameter store now in force, for plain Pyro code."""
+        self._em.scope.export()
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """No gradients and every network in evaluation mode: ``with run.evaluating(): ...``."""
+        return evaluating(self._em.model, self._em.guide)
+
+
+def program_spec(model: Any, guide: Any) -> dict[str, Any]:
+    """How a pair can be built again: a VAE's arguments, or where its functions can be imported from.
+
+    Empty for programs that cannot be found by name (closures, lambdas); :func:`load_run` then needs them given.
+    """
+    owner = getattr(model, "__self__", None)
+    if isinstance(owner, VAE) and getattr(guide, "__self__", None) is owner:
+        config = owner.config
+        return {} if config is None else {"vae": config}
+    names = {}
+    for role, program in (("model", model), ("guide", guide)):
+        module, name = getattr(program, "__module__", None), getattr(program, "__qualname__", "<")
+        if module in (None, "__main__") or "<" in name or "." in name:
+            return {}
+        names[role] = f"{module}:{name}"
+    return names
+
+
+def load_run(path: str | Path, model: Any = None, guide: Any = None) -> Run:
+    """Load a run's folder, ready to evaluate; ``fit(..., out=path, resume=True)`` continues its training.
+
+    Args:
+        path: The folder given as ``out`` when the run was trained.
+        model: The model, built with the same sizes; only for programs that cannot be imported by name.
+        guide: The guide, likewise.
+
+    Raises:
+        CheckpointError: The folder holds no complete checkpoint, or a damaged or foreign one.
+        ValueError: The programs are needed, or do not fit the saved parameters.
+    """
+    path = Path(path)
+    state = load_state(path / CHECKPOINT[0], CHECKPOINT[1])
+    try:
+        config = json.loads((path / "config.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"load_run: {path / 'config.json'} cannot be read: {error}. Expected: the folder of a run. Try: the folder "
+            f"given as out= when it was trained."
+        ) from None
+    if model is None or guide is None:
+        model, guide = _rebuild(config["program"], path)
+    em = VariationalEM(model, guide)
+    example = state["example"]
+    em.prepare(*example["args"], **example["kwargs"])
+    em.load_params(state["em"]["params"], state["em"]["buffers"])
+    for module in modules_of(model, guide):
+        module.eval()
+    return Run(em, state["history"], path, config)
+
+
+def _rebuild(spec: dict[str, Any], path: Path) -> tuple[Any, Any]:
+    if "vae" in spec:
+        vae = VAE.from_config(spec["vae"])
+        return vae.model, vae.guide
+    if not spec:
+        raise ValueError(
+            f"load_run: the programs of {path} cannot be imported by name (closures, or functions of __main__). "
+            f"Expected: the pair that was trained. Try: pv.load_run(path, model=model, guide=guide)."
+        )
+    pair = []
+    for role in ("model", "guide"):
+        module, _, name = spec[role].partition(":")
+        try:
+            pair.append(getattr(importlib.import_module(module), name))
+        except (ImportError, AttributeError) as error:
+            raise ValueError(
+                f"load_run: the {role} {spec[role]} of {path} cannot be imported: {error}. Try: run from the folder "
+                f"that holds it, or pv.load_run(path, model=model, guide=guide)."
+            ) from None
+    return pair[0], pair[1]

@@ -33,7 +33,8 @@ bench: $(READY) ## every benchmark; rows are appended to benchmarks/results/
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
 
 tutorials: $(READY) ## execute the notebooks in full, in place
-	@set -e; for book in $(TUTORIALS); do $(BIN)/jupyter execute --inplace $$book; done
+	@set -e; export PYTHONWARNINGS="ignore:IProgress not found"; \
+	for book in $(TUTORIALS); do $(BIN)/jupyter execute --inplace $$book; done
 
 lint: $(READY) ## ruff and the floors
 	$(BIN)/ruff check .

@@ -23,8 +23,10 @@ Notation: ``log_weights`` log p(x, z) - log q(z|x) `[K, B]`; K ``particles``, B 
 distribution; ``log_evidence`` log p(x); nats everywhere.
 """
 
-from pyrovae import datasets, distributions, models
+from pyrovae import bounds, datasets, distributions, models, nn, traces
+from pyrovae.collapse import CollapseReport, collapse_report
 from pyrovae.em import Joint, VariationalEM, adam
+from pyrovae.evidence import Evidence, log_evidence
 from pyrovae.fit import fit
 from pyrovae.objectives import ELBO, IWAE, Renyi
 from pyrovae.run import Run, load_run
@@ -33,7 +35,9 @@ from pyrovae.traces import Terms, terms
 __version__ = "0.1.0"
 
 __all__ = [
+    "CollapseReport",
     "ELBO",
+    "Evidence",
     "IWAE",
     "Joint",
     "Renyi",
@@ -41,10 +45,15 @@ __all__ = [
     "Terms",
     "VariationalEM",
     "adam",
+    "bounds",
+    "collapse_report",
     "datasets",
     "distributions",
     "fit",
     "load_run",
+    "log_evidence",
     "models",
+    "nn",
     "terms",
+    "traces",
 ]

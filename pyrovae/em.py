@@ -249,13 +249,14 @@ class VariationalEM:
     def _backward(self, objective: Objective, args: Any, kwargs: Any) -> StepRecord:
         terms = objective.terms(self.model, self.guide, *args, **kwargs)
         plate, scale = terms.plate, self.scale_of(terms.plate)
-        loss = -objective.surrogate_of(terms, scale) / (scale * plate.size)
-        loss.backward()
+        surrogate = objective.surrogate_of(terms, scale)
+        total = scale * plate.size  # N
+        surrogate.backward(surrogate.new_full((), -1 / total))
         with torch.no_grad():
-            elbo = objective.bound_of(terms).mean()
-        if not torch.isfinite(loss):
+            elbo, maximized = objective.bound_of(terms).mean(), surrogate / total
+        if not torch.isfinite(maximized):
             raise _which_datum(objective, terms)
-        return StepRecord(elbo, -loss.detach(), plate.size)
+        return StepRecord(elbo, maximized, plate.size)
 
     def _pyro_backward(self, args: Any, kwargs: Any) -> StepRecord:
         programs, size = self._scaled_programs(args, kwargs)
@@ -384,5 +385,6 @@ def _which_datum(objective: Objective, terms: Terms) -> NotFinite:
     return NotFinite(
         f"{type(objective).__name__} is not finite at row(s) {rows[:5]} of the batch"
         f"{f', in {bad[0]}' if bad else ''}. No weight has moved. Try: check those rows; a guide or prior whose "
-        f"support fits; a smaller learning rate; clip_norm=."
+        f"support fits; a smaller learning rate; clip_norm=.",
+        rows,
     )

@@ -7,6 +7,7 @@ of KL weights and scales, so that two epochs and two runs can be compared.
 
 from __future__ import annotations
 
+import copy
 import json
 import platform
 import time
@@ -19,6 +20,7 @@ import pyro
 import pyro.infer
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -443,10 +445,21 @@ def _check_against_support(em: VariationalEM, data: Any, example: Any) -> None:
         else:
             values = data.dataset.args[key] if isinstance(key, int) else data.dataset.kwargs[key]
         try:
-            support = site.fn.support
-            check_support(values, support, f"fit: site '{name}' ({_family(site.fn)})")
+            check_support(values, _plain(site.fn.support), f"fit: site '{name}' ({_family(site.fn)})")
         except (NotImplementedError, RuntimeError):  # a support with a shape of its own: left to Pyro
             continue
+
+
+def _plain(support: Any) -> Any:
+    """A support whose bounds are one number each, where they were written for one batch."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    support = copy.copy(support)
+    for bound in ("lower_bound", "upper_bound"):
+        value = getattr(support, bound, None)
+        if isinstance(value, Tensor) and (value == value.flatten()[0]).all():
+            setattr(support, bound, value.flatten()[0].item())
+    return support
 
 
 def _family(fn: Any) -> str:

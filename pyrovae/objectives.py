@@ -101,8 +101,9 @@ class Objective(pyro.infer.ELBO):
             for latent in terms.latents.values():
                 if not latent.posterior.has_rsample:
                     raise not_reparameterized(latent.name, latent.posterior, type(self).__name__)
-        per_datum = self.objective(terms).sum()
-        return (terms.scale if scale is None else scale) * per_datum + self.global_objective(terms)
+        total = _times(terms.scale if scale is None else scale, self.objective(terms).sum())
+        other = self.global_objective(terms)
+        return total + other if isinstance(other, Tensor) else total
 
     def _plan(self, model: AnyProgram, guide: AnyProgram, args: Any, kwargs: Any) -> Plan:
         learnt = self._learnt
@@ -186,29 +187,30 @@ class ELBO(Objective):
         """KL of one site, averaged over particles: `[B]`, or a scalar for a global site."""
         kl = latent.kl if self.analytic_kl else None
         if kl is not None:
-            kl = kl.mean(0) if kl.dim() > (0 if latent.is_global else 1) else kl
-            return latent.weight * kl if weighted else kl
+            kl = _mean(kl) if kl.dim() > (0 if latent.is_global else 1) else kl
+            return _times(latent.weight, kl) if weighted else kl
         if not weighted:
-            return latent.sampled_kl.mean(0)
+            return _mean(latent.sampled_kl)
         log_q, log_p = latent.log_posterior, latent.log_prior
-        return (latent.weight * log_q - latent.prior_weight * log_p).mean(0)
+        return _mean(_times(latent.weight, log_q) - _times(latent.prior_weight, log_p))
 
     def bound(self, terms: Terms) -> Tensor:
         """E_q[log p(x|z)] - KL, `[B]`, nats."""
-        bound = terms.log_likelihood.mean(0)
+        bound = _mean(terms.log_likelihood)
         for latent in terms.local_latents:
             bound = bound - self._kl(latent, weighted=False)
         return bound
 
     def objective(self, terms: Terms) -> Tensor:
         """The bound with the KL weight, free bits and the programs' own scales, `[B]`."""
-        total: Tensor | float = 0.0
-        for site in terms.observed.values():
-            if not site.is_global:
-                total = total + site.weight * site.log_prob.mean(0)
+        sites = [site for site in terms.observed.values() if not site.is_global]
+        total = _times(sites[0].weight, _mean(sites[0].log_prob))
+        for site in sites[1:]:
+            total = total + _times(site.weight, _mean(site.log_prob))
         for latent in terms.local_latents:
-            total = total - self.kl_weight * self._freed(self._kl(latent, weighted=True))
-        return total  # type: ignore[return-value]
+            kl = self._freed(self._kl(latent, weighted=True))
+            total = total - _times(self.kl_weight, kl)
+        return total
 
     def global_objective(self, terms: Terms) -> Tensor | float:
         """Global terms, their KL weighted and freed like the others."""
@@ -235,7 +237,7 @@ class _MultiSample(Objective):
 
     def surrogate_of(self, terms: Terms, scale: float | None = None) -> Tensor:
         self._check(terms)
-        return self._common_weight(terms) * super().surrogate_of(terms, scale)
+        return _times(self._common_weight(terms), super().surrogate_of(terms, scale))
 
     def global_objective(self, terms: Terms) -> float:
         return 0.0
@@ -344,6 +346,17 @@ class Renyi(_MultiSample):
     def bound(self, terms: Terms) -> Tensor:
         """The Renyi bound, `[B]`, nats."""
         return bounds.renyi(terms.log_weights, self.alpha)
+
+
+# Each node of the autograd graph costs as much as a small product: none is made for nothing.
+
+
+def _mean(over_particles: Tensor) -> Tensor:
+    return over_particles[0] if over_particles.shape[0] == 1 else over_particles.mean(0)
+
+
+def _times(weight: float | Tensor, value: Tensor) -> Tensor:
+    return value if not isinstance(weight, Tensor) and weight == 1 else weight * value
 
 
 def _global_terms(terms: Terms, weighted: bool) -> Tensor | float:

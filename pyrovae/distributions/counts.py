@@ -33,6 +33,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 __all__ = ["Bernoulli", "Binomial"]
@@ -42,43 +43,57 @@ _SMALL = 20_000  # fewer elements: calls cost more than passes, and torch's own 
 
 
 class _SummedLogits(torch.autograd.Function):
-    """sum over the last dimension of x l - n softplus(l), with its gradient in closed form."""
-
-    generate_vmap_rule = True
+    """Sum over the last dimension of x l - n softplus(l), with its gradient in closed form."""
 
     @staticmethod
-    def forward(x: Tensor, logits: Tensor, n: float) -> Tensor:
-        positive = logits.clamp_min(0)
-        if n == 1:  # what max(l, 0) misses of x l cancels here, elementwise, and not in the sums
-            miss = torch.addcmul(positive, x, logits, value=-1)
-        else:
-            miss = n * positive - x * logits
-        return n * _sum_log_sigmoid_abs(logits) - miss.sum(-1)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, logits, ctx.n = inputs
+    def forward(ctx: Any, x: Tensor, logits: Tensor, n: float) -> Tensor:
+        ctx.n = n
         ctx.save_for_backward(x, logits)
+        return _forward(x, logits, n)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, logits = ctx.saved_tensors
-        g = g.unsqueeze(-1)
-        p = torch.sigmoid(logits)
-        grad_x = logits * g if ctx.needs_input_grad[0] else None
-        grad_l = (x - (p if ctx.n == 1 else ctx.n * p)) * g if ctx.needs_input_grad[1] else None
+        grad_x = logits * g.unsqueeze(-1) if ctx.needs_input_grad[0] else None
+        grad_l = _slope(x, logits, ctx.n, g.unsqueeze(-1)) if ctx.needs_input_grad[1] else None
         return grad_x, grad_l, None
 
 
-def _sum_log_sigmoid_abs(logits: Tensor) -> Tensor:
-    """Return the sum over the last dimension of log sigma(|l|), one logarithm a block."""
+def _may_reuse_memory() -> bool:
+    """Whether one buffer can be written over: a graph being captured wants new results."""
+    return not torch.compiler.is_compiling() and get_proxy_mode() is None
+
+
+def _forward(x: Tensor, logits: Tensor, n: float) -> Tensor:
+    """Return the sum; of the result and its parts nothing is differentiated.
+
+    What max(l, 0) misses of x l cancels elementwise, not in the sums. Memory is what this costs:
+    with one buffer instead of four it takes a third of the time.
+    """
     size = logits.shape[-1]
     block = -(-size // -(-size // _BLOCK))  # the fewest blocks, as equal as they can be
     whole = size - size % block
-    factors = torch.sigmoid(logits.abs())
-    products = factors[..., :whole].unflatten(-1, (-1, block)).prod(-1)
-    total = products.log().sum(-1)
-    return total if whole == size else total + factors[..., whole:].prod(-1).log()
+    if _may_reuse_memory():
+        buffer = logits.clamp_min(0)
+        if n == 1:
+            miss = buffer.addcmul_(x, logits, value=-1).sum(-1)
+        else:
+            miss = buffer.mul_(n).sub_(x * logits).sum(-1)
+        factors = torch.abs(logits, out=buffer).sigmoid_()
+    else:
+        miss = (n * logits.clamp_min(0) - x * logits).sum(-1)
+        factors = torch.sigmoid(logits.abs())
+    logs = factors[..., :whole].unflatten(-1, (-1, block)).prod(-1).log().sum(-1)
+    if whole != size:
+        logs = logs + factors[..., whole:].prod(-1).log()
+    return n * logs - miss
+
+
+def _slope(x: Tensor, logits: Tensor, n: float, g: Tensor) -> Tensor:
+    p = torch.sigmoid(logits)
+    if torch.is_grad_enabled() or not _may_reuse_memory():
+        return (x - n * p) * g
+    return torch.sub(x, p, alpha=n, out=p).mul_(g)
 
 
 def sum_log_prob(x: Tensor, logits: Tensor, n: float = 1) -> Tensor:
@@ -86,13 +101,15 @@ def sum_log_prob(x: Tensor, logits: Tensor, n: float = 1) -> Tensor:
 
     Any real x is allowed (soft labels); the binomial coefficient is not included.
     """
-    if max(x.numel(), logits.numel()) < _SMALL:
-        if n == 1 and x.shape == logits.shape:
-            return -binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
-        return (x * logits + n * logsigmoid(-logits)).sum(-1)
+    if max(x.numel(), logits.numel()) < _SMALL and n == 1 and x.shape == logits.shape:
+        return -binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
+    if max(x.numel(), logits.numel()) < _SMALL or torch._C._are_functorch_transforms_active():
+        return (x * logits + n * logsigmoid(-logits)).sum(-1)  # torch.func has its own gradients
     if x.shape != logits.shape:
         x, logits = torch.broadcast_tensors(x, logits)
-    return _SummedLogits.apply(x, logits, n)
+    if torch.is_grad_enabled():
+        return _SummedLogits.apply(x, logits, n)
+    return _forward(x, logits, n)
 
 
 def log_choose(x: Tensor, n: int) -> Tensor:

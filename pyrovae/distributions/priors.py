@@ -10,9 +10,9 @@ wrong:
   at least have a finite mean that is reached (a Gamma posterior under a Normal prior never
   proposes a negative z, and the estimate is low with a small standard error).
 
-Each row below gives the prior of one unit, the reason, and the domain to which an amortized
-posterior has to be narrowed for the reason to hold (the degrees of freedom of a Student t must
-exceed 2, for instance).
+Each row below gives the prior of one unit, the reason, and the domains to which an amortized
+posterior has to be narrowed: for the reason to hold (the degrees of freedom of a Student t must
+exceed 2, for instance), or for its draws to be finite in float32.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Row:
 
     build: Callable[[Tensor], Any]
     why: str
-    domains: dict[str, Constraint] = field(default_factory=dict)
+    domains: dict[str, Constraint] = field(default_factory=dict)  # for the reason to hold
+    finite: dict[str, Constraint] = field(default_factory=dict)  # for draws that float32 can hold
 
 
 def _normal(zero: Tensor) -> Any:
@@ -91,11 +92,13 @@ _ROWS: dict[type, Row] = {
         lambda zero: dist.Exponential(torch.ones_like(zero)),
         "the Weibull of concentration 1: same support, E[z] is finite and so is the KL; p/q is "
         "bounded where concentration < 1, and at 1 where scale >= 1",
+        finite={"concentration": constraints.greater_than(0.3)},
     ),
     dist.LogNormal: Row(
         lambda zero: dist.LogNormal(zero, torch.ones_like(zero)),
         "its density falls to 0 at 0 faster than any power, so a Gamma prior would not be "
         "covered; within the family the KL is the Normal's",
+        finite={"loc": constraints.interval(-40.0, 40.0), "scale": constraints.interval(0.0, 8.0)},
     ),
     dist.Beta: Row(
         lambda zero: dist.Beta(torch.ones_like(zero), torch.ones_like(zero)),
@@ -145,10 +148,18 @@ def prior_reason(posterior: Any) -> str:
     return _row(posterior).why
 
 
-def posterior_domains(posterior: Any) -> dict[str, Constraint]:
-    """Return the narrower domains an amortized posterior needs under its default prior."""
+def posterior_domains(posterior: Any, default_prior: bool = True) -> dict[str, Constraint]:
+    """Return the domains to which a network that predicts the posterior has to be narrowed.
+
+    Args:
+        posterior: a distribution class or a distribution.
+        default_prior: whether the prior is the default one. Without it only what keeps draws
+            finite in float32 remains (the log of a LogNormal or Weibull draw must stay below 88).
+    """
     found = _find(posterior)
-    return dict(found.domains) if found else {}
+    if found is None:
+        return {}
+    return {**found.finite, **(found.domains if default_prior else {})}
 
 
 def posterior_class(posterior: Any) -> type:

@@ -89,6 +89,7 @@ class Reshaped(TorchDistribution):
 def map_tensors(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     """Return a copy of a distribution with `fn` applied to all its tensors, of all its parts.
 
+    >>> import torch
     >>> from pyro.distributions import Normal
     >>> map_tensors(Normal(torch.zeros(2), torch.ones(2)), torch.Tensor.double).loc.dtype
     torch.float64

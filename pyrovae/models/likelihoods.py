@@ -35,15 +35,21 @@ from pyrovae.nn import Head, bounded_positive
 __all__ = ["likelihood_head", "likelihood_names"]
 
 
+_BOUND = 10.0  # of the logarithm of a learned scale
+
+
 class SharedScale(nn.Module):
     """One positive number for all data and pixels, learned: called without arguments."""
 
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
-        self.raw = nn.Parameter(torch.tensor(math.log(_positive("scale", scale))))
+        start = math.log(_positive("scale", scale)) / _BOUND
+        if abs(start) >= 1:
+            raise ValueError(f"scale must lie in (4.6e-5, 2.2e4) to be learned, got {scale!r}")
+        self.raw = nn.Parameter(torch.tensor(_BOUND * math.atanh(start)))
 
     def forward(self) -> Tensor:
-        return bounded_positive(self.raw)
+        return bounded_positive(self.raw, _BOUND)
 
 
 class FullNormal(nn.Module):

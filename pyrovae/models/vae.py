@@ -96,7 +96,14 @@ class VAE(nn.Module):
             None
             if custom
             else _config(
-                data_shape, latent, hidden, likelihood, posterior, activation, likelihood_args, init
+                data_shape,
+                latent,
+                hidden,
+                likelihood,
+                posterior,
+                activation,
+                likelihood_args,
+                init,
             )
         )
         self.data_shape = as_shape(data_shape)
@@ -114,7 +121,7 @@ class VAE(nn.Module):
         if encoder is None:
             scale = 1.0 / self.likelihood_args.get("total_count", 1)
             net = MLP(self.data_shape, widths, activation=activation, init=init, input_scale=scale)
-            domains = posterior_domains(family) if prior is None else {}
+            domains = posterior_domains(family, default_prior=prior is None)
             domains = {k: v for k, v in domains.items() if k not in fixed}
             head = Head(
                 net.out_features,
@@ -271,7 +278,7 @@ def _config(
     likelihood_args: Mapping[str, Any] | None,
     init: str,
 ) -> dict[str, Any] | None:
-    """The arguments of a VAE as JSON, or None where one of them (a class of the user's) has no name there."""
+    """Return the arguments of a VAE as JSON, or None where one has no name there."""
     family, fixed = _family(posterior)
     name, act = family.__name__, getattr(activation, "__name__", "")
     plain = [*fixed.values(), *(likelihood_args or {}).values()]

@@ -20,6 +20,7 @@ guess.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -127,5 +128,19 @@ def _scalar_map(domain: Any) -> Callable[[Tensor], Tensor] | None:
     if isinstance(domain, constraints.less_than):
         return lambda a: domain.upper_bound - bounded_positive(a)
     if isinstance(domain, constraints.interval | constraints.half_open_interval):
-        return lambda a: domain.lower_bound + (domain.upper_bound - domain.lower_bound) * _unit(a)
+        return _interval_map(domain.lower_bound, domain.upper_bound)
     return None
+
+
+def _interval_map(lower: float | Tensor, upper: float | Tensor) -> Callable[[Tensor], Tensor]:
+    """Return a sigmoid onto an interval, with a slope near 1 where it starts if it is wide.
+
+    A wide positive interval starts at 1, as an unbounded positive parameter does; others start in
+    the middle.
+    """
+    width = upper - lower
+    if isinstance(width, Tensor) or width <= 4:
+        return lambda a: lower + width * _unit(a)
+    if lower == 0:
+        return lambda a: upper * torch.sigmoid(squash(a) - math.log(upper - 1))
+    return lambda a: lower + width * _unit(a * (4 / width))

@@ -22,9 +22,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 
+from pyrovae.traces.dependencies import is_top_down
 from pyrovae.traces.errors import check_per_datum
 from pyrovae.traces.recorder import Recorder, draw, nesting, record
 from pyrovae.traces.support import Relation, check_data, compare, contains
@@ -76,7 +78,13 @@ class Batches:
             args = tuple(self._cut(a, cut) for a in self.args)
             yield start, args, {k: self._cut(v, cut) for k, v in self.kwargs.items()}
 
-    def _cut(self, value: Any, cut: slice) -> Any:
+    def subset(self, index: Tensor) -> Batches:
+        """The same for some of the rows."""
+        args = tuple(self._cut(a, index) for a in self.args)
+        kwargs = {k: self._cut(v, index) for k, v in self.kwargs.items()}
+        return Batches(args, kwargs, self.size, "subset")
+
+    def _cut(self, value: Any, cut: slice | Tensor) -> Any:
         if isinstance(value, Tensor) and value.dim() and value.shape[0] == self.rows:
             return value[cut]
         return value
@@ -167,6 +175,7 @@ class Blocks:
         self.relations: dict[str, Relation] = {}
         self.is_frozen = False  # no posterior depends on another draw: one record of the guide serves all
         self.guided = Recorder()
+        self._top_down: dict[str, bool] = {}
 
     def start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], first_row: int = 0) -> Terms:
         """Take the next batch; returns the terms of one particle (without a particle dimension in the programs)."""
@@ -176,20 +185,28 @@ class Blocks:
         single = self.guided = record(self.guide, args, kwargs)
         scored, modelled = self._score(single, 1, -1)
         check_per_datum(scored.terms, self.who)
-        for name, latent in scored.terms.latents.items():
+        latents = scored.terms.latents
+        has_auxiliary = any(latent.prior is None for latent in latents.values())
+        for name, latent in latents.items():
             if latent.prior is not None:
-                self._relate(name, compare(latent.posterior, latent.prior))
+                relation = compare(latent.posterior, latent.prior)
+                if relation.label == "point" and has_auxiliary:  # a function of the auxiliary draw
+                    relation = Relation("unknown")
+                self._relate(name, relation)
         self._guarded = {n for n, r in self.relations.items() if r.label not in ("equal", "narrower")}
         for site in scored.terms.observed.values():
-            if not site.is_global and isinstance(site.value, Tensor):
+            is_masked = isinstance(site._site.mask, Tensor)  # missing values may be anything
+            if not site.is_global and isinstance(site.value, Tensor) and not is_masked:
                 check_data(site.name, site.distribution, site.value, first_row, scored.terms.plate.dim)
         if is_first:
             self.nesting = nesting(single, modelled)
         self.is_frozen = False
-        if not self.guide_loops:
-            self._freeze(single)
-        if is_first and not (self.guide_loops or self.model_loops):
-            self._compare_with_singles()
+        # Pyro's validation has seen the programs by now; of densities it would refuse what is a weight of 0
+        with pyro.validation_enabled(False):
+            if not self.guide_loops:
+                self._freeze(single)
+            if is_first and not (self.guide_loops or self.model_loops):
+                self._compare_with_singles()
         return scored.terms
 
     def _relate(self, name: str, relation: Relation) -> None:
@@ -311,12 +328,19 @@ class Blocks:
         for name in modelled.outside:  # densities of what the model saw; the weights are 0 anyway
             value = modelled.sites[name].value
             guided.sites[name] = replace(guided.sites[name], value=value)
-        terms = assemble(guided, modelled, particles, plates, self.data_plate)
+
+        def top_down(name: str) -> bool:
+            if name not in self._top_down:
+                programs = (self.model, self.guide, guided, modelled)
+                self._top_down[name] = is_top_down(name, *programs, self.args, self.kwargs)
+            return self._top_down[name]
+
+        terms = assemble(guided, modelled, particles, plates, self.data_plate, top_down)
         outside = {}
         for name, mask in modelled.outside.items():
-            latent = terms.latents[name]
-            rows = latent._layout.reduce(mask.to(torch.get_default_dtype()), modelled.sites[name])
-            outside[name] = (rows > 0).expand(latent._layout.shape(not latent.is_global))
+            latent, site = terms.latents[name], modelled.sites[name]
+            marks = mask.to(torch.get_default_dtype())  # an element of an inner plate is enough
+            outside[name] = latent._layout.fill(marks, replace(site, mask=None), not latent.is_global) > 0
         return Scored(terms, outside), modelled
 
 

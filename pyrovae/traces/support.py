@@ -215,6 +215,10 @@ def check_data(name: str, fn: Any, value: Tensor, first_row: int, dim: int) -> N
         good = constraint.check(value)
     except (NotImplementedError, AttributeError, RuntimeError):
         return
+    if value.is_floating_point():  # torch's real numbers include infinity
+        event = len(fn.event_shape)
+        finite = value.isfinite()
+        good = good & (finite.flatten(-event).all(-1) if event else finite)
     if bool(good.all()) or good.dim() < -dim:
         return
     rows = (~good).movedim(dim, 0).flatten(1).any(1) if good.dim() > 1 else ~good

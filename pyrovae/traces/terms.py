@@ -110,8 +110,11 @@ class _Layout:
             log_prob = log_prob.sum(drop)
         return log_prob if has_particles else log_prob.unsqueeze(0)
 
-    def shape(self, local: bool) -> tuple[int, ...]:
-        return (self.particles, self.plate.size) if local else (self.particles,)
+    def fill(self, log_prob: Tensor, site: Site, local: bool) -> Tensor:
+        """:meth:`reduce`, repeated along axes that the term does not depend on."""
+        reduced = self.reduce(log_prob, site)
+        shape = (self.particles, self.plate.size) if local else (self.particles,)
+        return reduced if reduced.shape == shape else reduced.expand(shape)
 
     def weight(self, site: Site) -> float | Tensor:
         """The site's scale without the data plate's N/B."""
@@ -145,8 +148,7 @@ class Observed:
     @cached_property
     def log_prob(self) -> Tensor:
         """The site's log-density of the data, `[K, B]` (`[K]` outside the data plate), nats."""
-        log_prob = self._layout.reduce(self.distribution.log_prob(self.value), self._site)
-        return log_prob.expand(self._layout.shape(not self.is_global))
+        return self._layout.fill(self.distribution.log_prob(self.value), self._site, not self.is_global)
 
 
 class Latent:
@@ -172,7 +174,7 @@ class Latent:
         return value.reshape((1,) * padding + tuple(value.shape)) if padding > 0 else value
 
     def _reduced(self, log_prob: Tensor, site: Site) -> Tensor:
-        return self._layout.reduce(log_prob, site).expand(self._layout.shape(not self.is_global))
+        return self._layout.fill(log_prob, site, not self.is_global)
 
     @cached_property
     def log_prior(self) -> Tensor:

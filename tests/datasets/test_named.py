@@ -143,16 +143,26 @@ def test_a_download_is_checked_kept_and_not_repeated(monkeypatch, tmp_path):
     assert kept == ["x.gz"]
 
 
-@pytest.mark.parametrize("first", [None, b"<html>log in</html>", gzip.compress(b"else"), GOOD[:9]])
-def test_the_second_mirror_serves_where_the_first_fails(monkeypatch, tmp_path, first):
-    served = {URLS[1] + "x.gz": GOOD} | ({URLS[0] + "x.gz": first} if first else {})
+FAILURES = {
+    "no answer": None,
+    "another page": b"<html>log in</html>",
+    "other bytes": gzip.compress(b"else", mtime=1),
+    "cut short": GOOD[:9],
+}
+
+
+@pytest.mark.parametrize("how", FAILURES)
+def test_the_second_mirror_serves_where_the_first_fails(monkeypatch, tmp_path, how):
+    served = {URLS[1] + "x.gz": GOOD}
+    if FAILURES[how]:
+        served[URLS[0] + "x.gz"] = FAILURES[how]
     mirrors = Mirrors(monkeypatch, tmp_path, served)
     assert get() == RAW
     assert len(mirrors.asked) == 2
 
 
 def test_offline_the_error_says_what_to_do(monkeypatch, tmp_path):
-    Mirrors(monkeypatch, tmp_path, {})
+    Mirrors(monkeypatch, tmp_path, {URLS[1] + "x.gz": b"<html>log in</html>"})
     with pytest.raises(
         ConnectionError, match=r"no local copy.*first.test/.*second.test/"
     ) as error:

@@ -32,9 +32,8 @@ def test_normal_log_prob_has_finite_gradients_where_softplus_and_exp_have_not(a)
 def test_softplus_does_break_there():
     raw = torch.tensor(-50.0, dtype=torch.float32, requires_grad=True)
     scale = torch.nn.functional.softplus(raw)
-    value = dist.Normal(torch.zeros((), dtype=torch.float32), scale).log_prob(
-        torch.zeros((), dtype=torch.float32)
-    )
+    d = dist.Normal(torch.zeros((), dtype=torch.float32), scale)
+    value = d.log_prob((0.5 * scale).detach())
     (g,) = torch.autograd.grad(value, raw)
     assert not g.isfinite()
 
@@ -50,6 +49,7 @@ def test_softplus_does_break_there():
         constraints.less_than(1.5),
         constraints.unit_interval,
         constraints.interval(-2.0, 5.0),
+        constraints.interval(0.0, 8.0),
         constraints.half_open_interval(0.0, 3.0),
         constraints.simplex,
         constraints.real_vector,
@@ -73,6 +73,18 @@ def test_every_map_lands_inside_its_domain_with_finite_gradients(domain, size):
         for end in ("lower_bound", "upper_bound"):
             if size <= 1 and hasattr(domain, end):
                 assert (value != getattr(domain, end)).all()
+
+
+def test_where_interval_maps_start():
+    zero = torch.zeros((), requires_grad=True)
+    for domain, start, slope in (
+        (constraints.unit_interval, 0.5, 0.25),
+        (constraints.interval(-40.0, 40.0), 0.0, 1.0),
+        (constraints.interval(0.0, 8.0), 1.0, 7 / 8),
+    ):
+        value = safe_map(domain, 0)[1](zero, {})
+        torch.testing.assert_close(value.detach(), torch.tensor(start))
+        torch.testing.assert_close(torch.autograd.grad(value, zero)[0], torch.tensor(slope))
 
 
 def test_unknown_constraints_have_no_map():

@@ -40,7 +40,9 @@ def test_initialisations():
 
 
 def test_wrong_sizes_are_said():
-    with pytest.raises(ValueError, match=r"shape \(4, 7\), the network reads trailing dimensions "):
+    with pytest.raises(
+        ValueError, match=r"shape \(4, 7\), the network reads trailing dimensions "
+    ):
         MLP(6, 3)(torch.zeros(4, 7))
     with pytest.raises(ValueError, match="every width must be at least 1"):
         MLP(6, 0)

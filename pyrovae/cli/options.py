@@ -1,0 +1,113 @@
+"""The options that `train` and `compare` share, each a type that carries its help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pyrovae.datasets import NAMES
+from pyrovae.distributions import names
+from pyrovae.models.likelihoods import likelihood_names
+
+_DATA, _MODEL, _TRAINING, _RUN = "Data", "Model", "Training", "Run"
+
+Data = Annotated[
+    str,
+    typer.Option(
+        help=f"{', '.join(NAMES)}, or a .npy or .npz file (file.npz:key takes one array of "
+        "several; arrays called train and test are the split, else a fifth of the rows is held out)."
+    ),
+]
+Binarize = Annotated[
+    str | None,
+    typer.Option(
+        help="dynamic (anew for each minibatch), fixed (once) or none. "
+        "[default: dynamic for mnist, none elsewhere]"
+    ),
+]
+Posterior = Annotated[
+    str, typer.Option(help=f"Family of q(z|x): {', '.join(names())}. Its prior is chosen to fit.")
+]
+Posteriors = Annotated[
+    str, typer.Option(help=f"Families of q(z|x), separated by commas: {', '.join(names())}.")
+]
+Latent = Annotated[
+    int | None,
+    typer.Option(help="Dimensions of z. [default: 10 on digits, 50 on mnist, else 20]", min=1),
+]
+Hidden = Annotated[
+    str, typer.Option(help="Widths of the encoder's hidden layers; the decoder mirrors them.")
+]
+Likelihood = Annotated[
+    str | None,
+    typer.Option(
+        help=f"p(x|z): {', '.join(likelihood_names())}; binomial:16 and normal_fixed:0.1 carry "
+        "their argument. [default: what fits the data]"
+    ),
+]
+Objective = Annotated[str, typer.Option(help="elbo or iwae.")]
+ObjectiveParticles = Annotated[
+    int | None,
+    typer.Option(
+        "--particles", help="Draws of z a datum in training. [default: 1; iwae 5]", min=1
+    ),
+]
+KLWeight = Annotated[float, typer.Option(help="Weight of the KL in the ELBO.", min=0.0)]
+FreeBits = Annotated[float, typer.Option(help="Nats of KL at no cost.", min=0.0)]
+Epochs = Annotated[
+    int | None,
+    typer.Option(help="Passes over the data. [default: 150 on digits, else 100]", min=1),
+]
+BatchSize = Annotated[int, typer.Option(help="Data a step.", min=1)]
+LearningRate = Annotated[
+    float | None,
+    typer.Option(help="Learning rate. [default: 0.003 on digits, else 0.001; adagrad 0.02]"),
+]
+Schedule = Annotated[
+    str,
+    typer.Option(
+        help="constant; cosine, down to 0 at the last epoch; burda, the eight stages of the IWAE "
+        "paper scaled to the epochs, down to a tenth."
+    ),
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option(help="Stop training at the first epoch's end past so many minutes."),
+]
+Optimizer = Annotated[str, typer.Option(help="adam or adagrad.")]
+ClipNorm = Annotated[
+    float | None, typer.Option(help="Clip the gradient (nats a datum) at this norm.")
+]
+Valid = Annotated[
+    float | None,
+    typer.Option(help="Fraction of the training data held out; its ELBO is shown every epoch."),
+]
+Patience = Annotated[
+    int | None,
+    typer.Option(help="Stop after so many epochs without a better --valid ELBO; keep the best."),
+]
+Seed = Annotated[int, typer.Option(help="Seed of weights, batches and noise.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Threads = Annotated[
+    int | None, typer.Option(help="CPU threads of torch. [default: torch's]", min=1)
+]
+Out = Annotated[
+    Path | None, typer.Option(help="Folder of the run. [default: a new one in runs/]")
+]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on with the run in --out; its settings need no repeating."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print the result only.")]
+EvaluationParticles = Annotated[
+    int,
+    typer.Option("--evaluate", help="Draws of z a datum for log p(x) at the end; 0: none.", min=0),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        help="Evaluate on at most so many test rows, chosen once at random; 0: all.", min=0
+    ),
+]

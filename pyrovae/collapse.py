@@ -2,18 +2,21 @@ r"""Which latents are used: KL per unit, active units, mutual information.
 
 Averaged over data, the KL term of the ELBO splits (Hoffman & Johnson 2016, "ELBO surgery") as
 
-.. math:: E_{x}\,\mathrm{KL}(q(z|x) \,\|\, p(z)) = I_q(x; z) + \mathrm{KL}(q(z) \,\|\, p(z)), \qquad
+.. math:: E_{x}\,\mathrm{KL}(q(z|x) \,\|\, p(z)) = I_q(x; z) + \mathrm{KL}(q(z) \,\|\, p(z)),
+\qquad
     q(z) = \frac1N \sum_n q(z | x_n),
 
-what the latents *say about the datum* and how far their whole cloud is from the prior. A unit whose posterior is
-the prior for every datum has KL 0 and a posterior mean that does not move: it has collapsed. A unit is *active*
-if the variance over data of its posterior mean exceeds 0.01 (Burda, Grosse & Salakhutdinov 2016,
-arXiv:1509.00519); where the posterior has no mean (Cauchy), its median stands in.
+what the latents *say about the datum* and how far their whole cloud is from the prior. A unit
+whose posterior is the prior for every datum has KL 0 and a posterior mean that does not move: it
+has collapsed. A unit is *active* if the variance over data of its posterior mean exceeds 0.01
+(Burda, Grosse & Salakhutdinov 2016, arXiv:1509.00519); where the posterior has no mean (Cauchy),
+its median stands in.
 
-:math:`I_q` is estimated with one draw a datum and q(z) as the mixture of the posteriors of a reference set of N
-data. The datum's own posterior is one of them, so the estimate never exceeds **log N**: near that cap it says
-"at least this much" (3.9 nats at N = 50, 8.5 at N = 5000). It is None, with the reason in ``notes``, where q(z|x)
-depends on another draw (hierarchies) or stands in further plates.
+:math:`I_q` is estimated with one draw a datum and q(z) as the mixture of the posteriors of a
+reference set of N data. The datum's own posterior is one of them, so the estimate never exceeds
+**log N**: near that cap it says "at least this much" (3.9 nats at N = 50, 8.5 at N = 5000). It is
+None, with the reason in ``notes``, where q(z|x) depends on another draw (hierarchies) or stands in
+further plates.
 """
 
 from __future__ import annotations
@@ -42,9 +45,11 @@ class CollapseReport:
     """How much each latent site and unit is used; all in nats, keyed by site.
 
     Attributes:
-        kl: Mean over data of KL(q(z|x) || p(z)); inf where the guide reaches beyond the prior's support.
+        kl: Mean over data of KL(q(z|x) || p(z)); inf where the guide reaches beyond the prior's
+            support.
         kl_per_unit: The same for each unit `[D]`; None where the posterior does not factorize.
-        unit_variance: Variance over data of each unit's posterior mean (median) `[D]`; None where there is no such thing.
+        unit_variance: Variance over data of each unit's posterior mean (median) `[D]`; None where
+            there is no such thing.
         active_units: How many units have a variance above `threshold`; None as above.
         units: D.
         mutual_information: I_q(x; z), at most log(`reference`); None where it is not computed.
@@ -84,12 +89,17 @@ class CollapseReport:
             active = self.active_units[site]
             per_unit = self.kl_per_unit[site]
             lines.append(
-                f"  {site:<12} {kl:>7.3f}  {'?' if active is None else active:>4} of {self.units[site]:<4}"
-                f" {_number(self.mutual_information[site])}   {_number(self.marginal_kl[site])}      "
+                f"  {site:<12} {kl:>7.3f}  {'?' if active is None else active:>4} of "
+                f"{self.units[site]:<4}"
+                f" {_number(self.mutual_information[site])}   {_number(self.marginal_kl[site])}  "
+                f"    "
                 f"{_number(None if per_unit is None else per_unit.max().item())}"
             )
         cap = math.log(self.reference) if self.reference else math.nan
-        lines.append(f"  active: variance of posterior means above {self.threshold}; I(x;z) cannot exceed {cap:.2f}")
+        lines.append(
+            f"  active: variance of posterior means above {self.threshold}; I(x;z) cannot exceed "
+            f"{cap:.2f}"
+        )
         return "\n".join(lines + [f"  ! {note}" for note in self.notes])
 
     __str__ = summary
@@ -109,11 +119,13 @@ def collapse_report(
 ) -> CollapseReport:
     """Measure how much of each latent is used, over all data given.
 
-    KL is analytic where torch knows it and it is valid for the order of the draws, otherwise a mean over
-    `particles` draws. Networks are in evaluation mode; no weight, buffer or random state of the caller moves.
+    KL is analytic where torch knows it and it is valid for the order of the draws, otherwise a
+    mean over `particles` draws. Networks are in evaluation mode; no weight, buffer or random state
+    of the caller moves.
 
-    The verdict: "collapsed" if no unit of any site is active; "partly collapsed" if some site has less than half of
-    its units active; "healthy" otherwise. Where activity cannot be measured, a KL below `threshold` nats counts as none.
+    The verdict: "collapsed" if no unit of any site is active; "partly collapsed" if some site has
+    less than half of its units active; "healthy" otherwise. Where activity cannot be measured, a
+    KL below `threshold` nats counts as none.
 
     Args:
         model: A Pyro program p(x, z).
@@ -121,7 +133,8 @@ def collapse_report(
         *args: Arguments of both programs, for all data, or a :class:`pyrovae.datasets.Dataset`.
         threshold: Variance of posterior means above which a unit is active.
         particles: Draws a datum where a KL or a mean has to be sampled.
-        reference: Most data that q(z) is made of; the cost of the mutual information grows with its square. 0: none.
+        reference: Most data that q(z) is made of; the cost of the mutual information grows with
+            its square. 0: none.
         seed: Seed of the draws.
         batch_size: Data a batch.
         data_plate: Name of the plate over data.
@@ -188,14 +201,18 @@ class _Table:
         unit_kl = _unit_kl(latent)
         if unit_kl is not None and bool(self.kl[-1].isinf().all()):
             unit_kl = torch.full_like(unit_kl, math.inf)
-        self.unit_kl.append(None if unit_kl is None else _by_datum(unit_kl, latent, rows, blocks.nesting))
+        self.unit_kl.append(
+            None if unit_kl is None else _by_datum(unit_kl, latent, rows, blocks.nesting)
+        )
         centre, is_median = _centre(latent)
         self.medians |= is_median
-        self.centres.append(None if centre is None else _by_datum(centre, latent, rows, blocks.nesting))
+        self.centres.append(
+            None if centre is None else _by_datum(centre, latent, rows, blocks.nesting)
+        )
 
 
 def _auxiliary(latent: Latent, scored: Scored) -> Tensor | float:
-    """log q of the auxiliary draws that a Delta site is a function of (Pyro's autoguides), `[K, B]`; NaN if unclear."""
+    """Log q of the auxiliary draws that a Delta site is a function of (Pyro's autoguides), `[K, B]`; NaN if unclear."""
     if not isinstance(unwrap(latent.posterior), Delta):
         return 0.0
     others = scored.terms.local_latents
@@ -252,7 +269,9 @@ def _centre(latent: Latent) -> tuple[Tensor | None, bool]:
         return None, False
     if not root.event_shape:
         try:
-            return root.icdf(torch.tensor(0.5, dtype=latent.value.dtype, device=latent.value.device)), True
+            return root.icdf(
+                torch.tensor(0.5, dtype=latent.value.dtype, device=latent.value.device)
+            ), True
         except NotImplementedError:
             pass
     return latent._guide.value.median(0).values, True
@@ -278,7 +297,10 @@ def _surgery(
         for latent in scored.terms.local_latents:
             if latent.prior is not None:
                 log_p = latent.log_prior[0].masked_fill(
-                    scored.outside.get(latent.name, torch.zeros_like(latent.log_prior, dtype=torch.bool))[0], -math.inf
+                    scored.outside.get(
+                        latent.name, torch.zeros_like(latent.log_prior, dtype=torch.bool)
+                    )[0],
+                    -math.inf,
                 )
                 entry = (latent.posterior, latent.value[0], latent.log_posterior[0], log_p)
                 parts.setdefault(latent.name, []).append(entry)
@@ -298,7 +320,7 @@ def _surgery(
 
 
 def _log_mixture(posteriors: list[Distribution], z: Tensor, elements: int = 2_000_000) -> Tensor:
-    """log of the mean over all posteriors of q(z_m | x_n), `[M]`."""
+    """Log of the mean over all posteriors of q(z_m | x_n), `[M]`."""
     total = sum(fn.batch_shape[0] for fn in posteriors)
     out = []
     step = max(1, elements // (posteriors[0].batch_shape[0] * max(z[0].numel(), 1)))
@@ -321,22 +343,31 @@ def _report(
     for name, table in tables.items():
         kl[name] = torch.cat(table.kl).double().mean().item()
         known = [u for u in table.unit_kl if u is not None]
-        unit_kl[name] = torch.cat(known).double().mean(0) if len(known) == len(table.unit_kl) else None
+        unit_kl[name] = (
+            torch.cat(known).double().mean(0) if len(known) == len(table.unit_kl) else None
+        )
         centres = [c for c in table.centres if c is not None]
         complete = len(centres) == len(table.centres) and count > 1
         variance[name] = torch.cat(centres).double().var(0) if complete else None
         active[name] = None if variance[name] is None else int((variance[name] > threshold).sum())
         units[name] = centres[0].shape[1] if centres else 1
         if unit_kl[name] is None:
-            notes.append(f"no KL per unit of '{name}': its posterior or its prior does not factorize over units")
+            notes.append(
+                f"no KL per unit of '{name}': its posterior or its prior does not factorize over "
+                f"units"
+            )
         if variance[name] is None:
-            notes.append(f"no active units of '{name}': {'no means' if count > 1 else 'a single datum'}")
+            notes.append(
+                f"no active units of '{name}': {'no means' if count > 1 else 'a single datum'}"
+            )
         if table.medians:
             notes.append(f"active units of '{name}' by medians: its posterior has no mean")
         if math.isnan(kl[name]):
             notes.append(f"no KL of '{name}': it is a function of auxiliary draws that it shares")
         if blocks.relations[name].is_infinite:
-            notes.append(f"KL of '{name}' is infinite: the guide draws where the prior has no mass")
+            notes.append(
+                f"KL of '{name}' is infinite: the guide draws where the prior has no mass"
+            )
     return CollapseReport(
         kl=kl,
         kl_per_unit=unit_kl,

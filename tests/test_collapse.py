@@ -50,7 +50,8 @@ def test_kl_of_a_full_covariance_is_exact_and_its_units_are_marginals():
     report = collapse_report(*ppca.programs("exact"), x)
     q = ppca.posterior(x)
     prior = dist.MultivariateNormal(torch.zeros(2), torch.eye(2))
-    # torch has no KL between a MultivariateNormal and independent Normals: sampled, 10 draws of 40 data
+    # torch has no KL between a MultivariateNormal and independent Normals: sampled, 10 draws of
+    # 40 data
     assert report.kl["z"] == pytest.approx(kl_divergence(q, prior).mean().item(), abs=0.4)
     marginal = dist.Normal(q.mean, q.variance.sqrt())
     expected = kl_divergence(marginal, dist.Normal(0.0, 1.0)).mean(0)
@@ -96,7 +97,8 @@ def test_medians_stand_in_where_there_is_no_mean():
     torch.testing.assert_close(report.unit_variance["z"][0], x.var())
     assert report.active_units["z"] == 1
     assert any("by medians" in note for note in report.notes)
-    # no KL of Cauchys in torch: sampled; KL = log of ((s + t)^2 + d^2) / (4 s t) (Chyzak & Nielsen 2019)
+    # no KL of Cauchys in torch: sampled; KL = log of ((s + t)^2 + d^2) / (4 s t) (Chyzak &
+    # Nielsen 2019)
     exact = torch.log((1.5**2 + (x * torch.tensor([1.0, 0.0])) ** 2) / 2).mean(0)
     # sd of a log-ratio is below 1 nat: 80 000 draws, 5 sigma = 0.02
     torch.testing.assert_close(report.kl_per_unit["z"], exact, rtol=0, atol=0.02)
@@ -125,11 +127,15 @@ def test_mutual_information_and_marginal_kl_of_a_linear_gaussian_channel():
     assert report.marginal_kl["z"] == pytest.approx(marginal, abs=0.09)
     total = report.mutual_information["z"] + report.marginal_kl["z"]
     assert total == pytest.approx(report.kl["z"], abs=0.09)
-    few = collapse_report(*pair(lambda x: dist.Normal(9 * x, 1e-3).to_event(1), latent=1), x, reference=50)
+    few = collapse_report(
+        *pair(lambda x: dist.Normal(9 * x, 1e-3).to_event(1), latent=1), x, reference=50
+    )
     assert few.reference == 50
     assert few.mutual_information["z"] <= math.log(50) + 1e-9
     assert few.mutual_information["z"] > math.log(50) - 0.1  # saturated at the cap
-    none = collapse_report(*pair(lambda x: dist.Normal(x, 1.0).to_event(1), latent=1), x[:9], reference=0)
+    none = collapse_report(
+        *pair(lambda x: dist.Normal(x, 1.0).to_event(1), latent=1), x[:9], reference=0
+    )
     assert none.mutual_information["z"] is None
 
 
@@ -163,7 +169,9 @@ def test_nothing_moves():
 
 @pytest.mark.filterwarnings("ignore:collapse_report. the programs cannot run with a particle")
 @pytest.mark.parametrize(
-    "program", [p for p in PROGRAMS if p.local and p.name != "subsampled_inside"], ids=lambda p: p.name
+    "program",
+    [p for p in PROGRAMS if p.local and p.name != "subsampled_inside"],
+    ids=lambda p: p.name,
 )
 def test_every_local_program_is_reported(program):
     model, guide, args, kwargs = program.build()
@@ -190,9 +198,12 @@ def test_the_kl_of_a_bottom_up_guide_is_sampled():
 
     x = torch.tensor([0.0, 1.0, -0.5] * 20)
     report = collapse_report(model, guide, x, particles=2000)
-    # E log q(z1) - E log p(z1 | z2) = -1/2 + E (z1 - z2)^2 / 2, with z1 - z2 = z1 / 2 - noise: (x^2 + 1) / 4 + 1/2
+    # E log q(z1) - E log p(z1 | z2) = -1/2 + E (z1 - z2)^2 / 2, with z1 - z2 = z1 / 2 - noise:
+    # (x^2 + 1) / 4 + 1/2
     exact = (-0.5 + ((x**2 + 1) / 4 + 0.5) / 2).mean().item()
-    assert report.kl["z1"] == pytest.approx(exact, abs=0.02)  # 120 000 draws of sd about 1: 5 sigma = 0.015
+    assert report.kl["z1"] == pytest.approx(
+        exact, abs=0.02
+    )  # 120 000 draws of sd about 1: 5 sigma = 0.015
 
 
 def test_options_are_checked():

@@ -1,15 +1,18 @@
 r"""log p(x) by importance weighting: the guide proposes, the joint density weighs.
 
-.. math:: \log \hat p(x) = \log \frac1K \sum_{k=1}^K \frac{p(x, z_k)}{q(z_k | x)}, \qquad z_k \sim q(z|x).
+.. math:: \log \hat p(x) = \log \frac1K \sum_{k=1}^K \frac{p(x, z_k)}{q(z_k | x)}, \qquad z_k \sim
+q(z|x).
 
-The weights' mean is unbiased for p(x); its logarithm is low by about half the squared standard error. How good
-the number is depends on q alone, hence standard error, effective sample size and Pareto k-hat *per datum*, and
-the support check: what q cannot reach, no number of particles will find.
+The weights' mean is unbiased for p(x); its logarithm is low by about half the squared standard
+error. How good the number is depends on q alone, hence standard error, effective sample size and
+Pareto k-hat *per datum*, and the support check: what q cannot reach, no number of particles will
+find.
 
-How it is computed. Data come in batches; for a batch the guide runs once, draws come in *noise blocks*, each with a
-seed of its own made from (seed, first row, block number), and the model is evaluated on as many particles at a
-time as memory (``chunk``) allows. Since the noise belongs to the block, ``chunk`` cannot change the answer; since
-sums are streamed (:class:`~pyrovae.evidence.stream.Stream`), memory does not grow with the particles.
+How it is computed. Data come in batches; for a batch the guide runs once, draws come in *noise
+blocks*, each with a seed of its own made from (seed, first row, block number), and the model is
+evaluated on as many particles at a time as memory (``chunk``) allows. Since the noise belongs to
+the block, ``chunk`` cannot change the answer; since sums are streamed
+(:class:`~pyrovae.evidence.stream.Stream`), memory does not grow with the particles.
 """
 
 from __future__ import annotations
@@ -50,19 +53,22 @@ def log_evidence(
 ) -> Evidence:
     r"""Estimate log p(x) of each datum, with its error.
 
-    Networks are put in evaluation mode for the duration; no weight, buffer or random state of the caller moves.
+    Networks are put in evaluation mode for the duration; no weight, buffer or random state of the
+    caller moves.
 
     Args:
         model: A Pyro program p(x, z) whose sites all stand in a plate over data.
         guide: A Pyro program q(z|x).
-        *args: Arguments of both programs, for all data (or a :class:`pyrovae.datasets.Dataset`). Every tensor as
-            long as the first one is cut into batches along its first dimension.
+        *args: Arguments of both programs, for all data (or a :class:`pyrovae.datasets.Dataset`).
+            Every tensor as long as the first one is cut into batches along its first dimension.
         particles: K, draws a datum.
         method: "importance".
         tolerance: Not available yet.
-        chunk: Rows (particles times data) given to the model in one call; bounds memory, does not change the answer.
+        chunk: Rows (particles times data) given to the model in one call; bounds memory, does not
+            change the answer.
         seed: Seed of all noise; by default drawn from torch's generator, and kept in the result.
-        data_plate: Name of the plate over data; by default the outermost that holds every observed site.
+        data_plate: Name of the plate over data; by default the outermost that holds every observed
+            site.
         batch_size: Data a batch. Changes the noise, and so the answer within its standard error.
         progress: Show a bar; by default after ten seconds, in a terminal.
         **kwargs: Keyword arguments of both programs.
@@ -71,11 +77,12 @@ def log_evidence(
         An :class:`Evidence` with tensors `[B]` in float64 and nats.
 
     Raises:
-        ValueError: No data plate, global latents, subsampled plates, a point-mass guide, data outside the likelihood's
-            support, or a NaN weight (site and datum named).
+        ValueError: No data plate, global latents, subsampled plates, a point-mass guide, data
+            outside the likelihood's support, or a NaN weight (site and datum named).
         NotImplementedError: ``method="ais"`` or a ``tolerance``.
 
-    Source: Burda, Grosse & Salakhutdinov (2016), arXiv:1509.00519; Vehtari et al. (2024), arXiv:1507.02646.
+    Source: Burda, Grosse & Salakhutdinov (2016), arXiv:1509.00519; Vehtari et al. (2024),
+        arXiv:1507.02646.
 
     Example:
         >>> import torch, pyro, pyrovae as pv, pyro.distributions as dist
@@ -86,8 +93,8 @@ def log_evidence(
         >>> def guide(x):
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
-        >>> pv.log_evidence(model, guide, torch.tensor([0.5]), particles=10).log_px  # log N(0.5; 0, 2)
-        tensor([-1.3280], dtype=torch.float64)
+        >>> pv.log_evidence(model, guide, torch.tensor([0.5]), particles=10).log_px  # log N(0.5;
+        0, 2) tensor([-1.3280], dtype=torch.float64)
     """
     _check_options(particles, method, tolerance, chunk)
     batches = Batches(args, kwargs, batch_size, "log_evidence")
@@ -104,7 +111,12 @@ def log_evidence(
         delay=0 if progress else 10,
         leave=bool(progress),
     )
-    with evaluating(model, guide), frozen_buffers(model, guide), torch.random.fork_rng(devices), bar:
+    with (
+        evaluating(model, guide),
+        frozen_buffers(model, guide),
+        torch.random.fork_rng(devices),
+        bar,
+    ):
         for first_row, batch_args, batch_kwargs in batches:
             torch.manual_seed(derived_seed(seed, first_row, -1))
             one = blocks.start(batch_args, batch_kwargs, first_row)
@@ -116,13 +128,16 @@ def log_evidence(
     return _collect(results, blocks, particles, seed)
 
 
-def _check_options(particles: int, method: str, tolerance: float | None, chunk: int | None) -> None:
+def _check_options(
+    particles: int, method: str, tolerance: float | None, chunk: int | None
+) -> None:
     if method != "importance" or tolerance is not None:
         if method not in ("importance", "ais"):
             raise ValueError(f'log_evidence: method must be "importance", got {method!r}.')
         what = f"tolerance={tolerance}" if method == "importance" else f"method={method!r}"
         raise NotImplementedError(
-            f"log_evidence: {what} is not available in this version. Expected: a fixed number of particles, "
+            f"log_evidence: {what} is not available in this version. Expected: a fixed number of "
+            f"particles, "
             f'method="importance". Try: particles=50_000 and a look at .std_error and .khat.'
         )
     if particles < 1:
@@ -183,8 +198,10 @@ def _refuse(terms: Terms, log_weights: Tensor, first_row: int) -> None:
         if value.numel():
             kind = "NaN" if bool(value.isnan().any()) else "infinite"
             raise ValueError(
-                f"log_evidence: the log-density of {where} is {kind} for datum {first_row + row}. Expected: finite "
-                f"numbers, or -inf in the model for what is impossible. Try: look for NaN in the datum, scales that "
+                f"log_evidence: the log-density of {where} is {kind} for datum "
+                f"{first_row + row}. Expected: finite "
+                f"numbers, or -inf in the model for what is impossible. Try: look for NaN in the "
+                f"datum, scales that "
                 f"underflow to 0, or a network that overflows (float64 tells)."
             )
     raise ValueError(f"log_evidence: the log-weight of datum {first_row + row} is not a number.")
@@ -201,9 +218,12 @@ def _collect(
         columns["elbo_std_error"] = torch.full_like(columns["elbo"], torch.nan)
     if narrow:
         warnings.warn(
-            f"log_evidence: site '{narrow[0]}': the guide's support is narrower than the prior's, so this is only a "
-            f"lower bound of log p(x), and neither its standard error nor k-hat can see that. To mend it, choose a "
-            f"posterior whose support covers the prior's (Normal for Normal, Gamma or LogNormal for Gamma), or a "
+            f"log_evidence: site '{narrow[0]}': the guide's support is narrower than the "
+            f"prior's, so this is only a "
+            f"lower bound of log p(x), and neither its standard error nor k-hat can see that. To "
+            f"mend it, choose a "
+            f"posterior whose support covers the prior's (Normal for Normal, Gamma or LogNormal "
+            f"for Gamma), or a "
             f"prior that lies within the posterior's support, or transform the latent.",
             stacklevel=3,
         )

@@ -1,14 +1,16 @@
 r"""Pareto k-hat: can these weights be averaged at all?
 
-The largest M of S importance weights are fitted by a generalized Pareto distribution with shape k. Where
-k < 1/2 the weights have a finite variance and the delta-method error of log p(x) can be trusted; up to
-about 0.7 the estimate converges at a useful rate; beyond, no number of particles that can be paid for will do.
-With few draws even less is safe, hence the threshold :math:`\min(1 - 1/\log_{10} S,\, 0.7)`.
+The largest M of S importance weights are fitted by a generalized Pareto distribution with shape k.
+Where k < 1/2 the weights have a finite variance and the delta-method error of log p(x) can be
+trusted; up to about 0.7 the estimate converges at a useful rate; beyond, no number of particles
+that can be paid for will do. With few draws even less is safe, hence the threshold :math:`\min(1 -
+1/\log_{10} S,\, 0.7)`.
 
-The tail is :math:`M = \lceil \min(S/5,\, 3\sqrt S) \rceil` weights, taken as excesses over the next smaller one.
-The fit is the empirical Bayes estimate of Zhang & Stephens (2009, Technometrics 51), with k shrunk towards 1/2 by the
-weight of ten observations (Vehtari et al. 2024, arXiv:1507.02646). Only the M + 1 largest log-weights are
-needed, so a stream of particles keeps no more than these: memory grows with :math:`\sqrt S`.
+The tail is :math:`M = \lceil \min(S/5,\, 3\sqrt S) \rceil` weights, taken as excesses over the
+next smaller one. The fit is the empirical Bayes estimate of Zhang & Stephens (2009, Technometrics
+51), with k shrunk towards 1/2 by the weight of ten observations (Vehtari et al. 2024,
+arXiv:1507.02646). Only the M + 1 largest log-weights are needed, so a stream of particles keeps no
+more than these: memory grows with :math:`\sqrt S`.
 """
 
 from __future__ import annotations
@@ -38,10 +40,12 @@ def psis_khat(log_weights: Tensor) -> Tensor:
     r"""Pareto k-hat of each column of log-weights, `[K, B] -> [B]`.
 
     Args:
-        log_weights: Log *weights* (not log-likelihoods) `[K, B]`, nats, up to a constant a column; -inf is weight 0.
+        log_weights: Log *weights* (not log-likelihoods) `[K, B]`, nats, up to a constant a column;
+            -inf is weight 0.
 
     Returns:
-        k-hat in float64; inf where fewer than five draws lie above the cutoff (too few, or equal weights).
+        k-hat in float64; inf where fewer than five draws lie above the cutoff (too few, or equal
+        weights).
 
     Source: Vehtari, Simpson, Gelman, Yao & Gabry (2024), arXiv:1507.02646.
 
@@ -92,14 +96,18 @@ def _pareto_shape(excess: Tensor, n: Tensor) -> Tensor:
     quartile = excess.gather(1, (n - quartile_rank).unsqueeze(1))  # [B, 1]
     grid_size = 30 + count.sqrt().long()  # [B]
     grid = torch.arange(1, int(grid_size.max()) + 1, dtype=torch.float64, device=excess.device)
-    b = (1 - (grid_size.unsqueeze(1) / (grid - 0.5)).sqrt()) / (3 * quartile) + 1 / excess[:, :1]  # [B, G]
+    b = (1 - (grid_size.unsqueeze(1) / (grid - 0.5)).sqrt()) / (3 * quartile) + 1 / excess[
+        :, :1
+    ]  # [B, G]
     k = _mean_log1p(b, excess, count)  # [B, G]
     profile = count.unsqueeze(1) * ((-(b / k)).log() - k - 1)
     profile = profile.masked_fill(grid > grid_size.unsqueeze(1), -math.inf)
     weights = torch.softmax(profile, 1)
     weights = torch.where(weights >= 10 * torch.finfo(torch.float64).eps, weights, 0.0)
     total = weights.sum(1, keepdim=True)
-    b_mean = torch.where(weights > 0, b * weights, 0.0).sum(1, keepdim=True) / torch.where(total > 0, total, 1.0)
+    b_mean = torch.where(weights > 0, b * weights, 0.0).sum(1, keepdim=True) / torch.where(
+        total > 0, total, 1.0
+    )
     k_mean = _mean_log1p(b_mean, excess, count).squeeze(1)
     return (count * k_mean + 5) / (count + 10)
 
@@ -107,10 +115,12 @@ def _pareto_shape(excess: Tensor, n: Tensor) -> Tensor:
 def _mean_log1p(b: Tensor, excess: Tensor, count: Tensor) -> Tensor:
     """Mean over the tail of log(1 - b * excess), `[B, G]`; the zeros after the tail add nothing.
 
-    Logarithms are dear and products cheap: sixteen factors are multiplied before one logarithm is taken, unless
-    their product could overflow (it cannot underflow: each factor exceeds 1e-4).
+    Logarithms are dear and products cheap: sixteen factors are multiplied before one logarithm is
+    taken, unless their product could overflow (it cannot underflow: each factor exceeds 1e-4).
     """
-    factors = torch.baddbmm(torch.ones_like(b[:1, :1]).unsqueeze(2), -b.unsqueeze(2), excess.unsqueeze(1))
+    factors = torch.baddbmm(
+        torch.ones_like(b[:1, :1]).unsqueeze(2), -b.unsqueeze(2), excess.unsqueeze(1)
+    )
     halvings = 4 if bool((b.amin(1) * excess[:, 0] > -1e18).all()) else 0
     for _ in range(halvings):
         half = (factors.shape[2] + 1) // 2

@@ -1,8 +1,9 @@
 """What is known about log p(x) after an evaluation: the numbers, their errors, and what is wrong with them.
 
-Every number has two kinds of error, and :meth:`Evidence.summary` prints both: that of a *datum's* estimate, from a
-finite number of particles (Monte Carlo), and that of a *mean over data*, from a finite number of data, which the
-scatter of the estimates already contains. Comparing two guides or two models on the same data, the second
+Every number has two kinds of error, and :meth:`Evidence.summary` prints both: that of a *datum's*
+estimate, from a finite number of particles (Monte Carlo), and that of a *mean over data*, from a
+finite number of data, which the scatter of the estimates already contains. Comparing two guides or
+two models on the same data, the second
 cancels: that is what :meth:`Evidence.paired` is for.
 """
 
@@ -12,7 +13,6 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from pyrovae.evidence.psis import khat_threshold
@@ -36,14 +36,16 @@ class Evidence:
 
     Attributes:
         log_px: Estimate `[B]`.
-        std_error: Its Monte Carlo standard error by the delta method `[B]`; to be trusted where k-hat is small.
+        std_error: Its Monte Carlo standard error by the delta method `[B]`; to be trusted where
+            k-hat is small.
         ess: Effective sample size `[B]`, of `particles`.
         khat: Pareto k-hat `[B]`; -inf where all weights are equal, inf where it cannot be judged.
         elbo: The mean log-weight `[B]`; -inf where KL(q || p) is infinite.
         elbo_std_error: Its standard error `[B]`.
         particles: K.
         seed: Seed of the noise.
-        support: Per latent site, how the guide's support stands to the prior's: "equal", "narrower", "wider", ...
+        support: Per latent site, how the guide's support stands to the prior's: "equal",
+            "narrower", "wider", ...
         lower_bound: The guide cannot reach all of the prior: `log_px` estimates a lower bound.
         method: "importance".
     """
@@ -109,7 +111,8 @@ class Evidence:
         """
         if len(self) != len(other):
             raise ValueError(
-                f"Evidence.paired: {len(self)} and {len(other)} data. Expected: both evaluated on the same data in the "
+                f"Evidence.paired: {len(self)} and {len(other)} data. Expected: both evaluated "
+                f"on the same data in the "
                 f"same order. Try: log_evidence of both models on one test set."
             )
         difference = self.log_px - other.log_px.to(self.log_px.device)
@@ -119,7 +122,8 @@ class Evidence:
         """A few printable lines: mean and both errors, ELBO, ESS, k-hat, and every reason for doubt."""
         sign = ">=" if self.lower_bound else "="
         lines = [
-            f"log p(x) of {len(self)} data, {self.particles} particles, seed {self.seed} ({self.method})",
+            f"log p(x) of {len(self)} data, {self.particles} particles, seed {self.seed} "
+            f"({self.method})",
             f"  mean log p(x) {sign} {self.mean:.3f} +- {self.mean_std_error:.3f} over data, "
             f"of which +- {self.monte_carlo_error:.4f} Monte Carlo (nats)",
             f"  ELBO          = {self.elbo.mean().item():.3f} +- {_std_error(self.elbo):.3f}, "
@@ -127,7 +131,8 @@ class Evidence:
         ]
         low, median, high = (_quantile(self.ess, q) for q in (0.05, 0.5, 0.95))
         lines.append(
-            f"  ESS             min {self.ess.min().item():.1f}, 5 % {low:.1f}, median {median:.1f}, 95 % {high:.1f}"
+            f"  ESS             min {self.ess.min().item():.1f}, 5 % {low:.1f}, median "
+            f"{median:.1f}, 95 % {high:.1f}"
         )
         share = 100 * self.unreliable.double().mean().item()
         lines.append(f"  Pareto k-hat    {share:.1f} % of data above {self.khat_threshold:.2f}")
@@ -145,17 +150,22 @@ class Evidence:
         if unknown:
             found.append(f"supports of guide and prior could not be compared at {unknown}")
         if bool((self.elbo == -math.inf).any()):
-            found.append("the ELBO is -inf: the guide draws where the prior has no mass (infinite KL)")
+            found.append(
+                "the ELBO is -inf: the guide draws where the prior has no mass (infinite KL)"
+            )
         impossible = int((self.log_px == -math.inf).sum())
         if impossible:
             found.append(f"{impossible} data with log p(x) = -inf: no draw can explain them")
         unjudged = int((self.khat == math.inf).sum()) - impossible
         if unjudged > 0:
-            found.append(f"{unjudged} data whose k-hat cannot be judged from {self.particles} particles")
+            found.append(
+                f"{unjudged} data whose k-hat cannot be judged from {self.particles} particles"
+            )
         unreliable = int((self.unreliable & self.khat.isfinite()).sum())
         if unreliable:
             found.append(
-                f"{unreliable} data with heavy-tailed weights: their log p(x) is probably low and its error too "
+                f"{unreliable} data with heavy-tailed weights: their log p(x) is probably low "
+                f"and its error too "
                 f"small; try a wider or better guide, or more particles"
             )
         return found

@@ -5,10 +5,11 @@ For log-weights :math:`\log w_k` of one datum, kept in float64 are
 .. math:: \log \sum_k w_k, \quad \log \sum_k w_k^2, \quad \overline{\log w}, \quad
     \sum_k (\log w_k - \overline{\log w})^2,
 
-the last two merged block by block (Chan, Golub & LeVeque 1983), and the largest M + 1 log-weights, from which
-the tail's shape is fitted (:mod:`pyrovae.evidence.psis`). From them follow
+the last two merged block by block (Chan, Golub & LeVeque 1983), and the largest M + 1 log-weights,
+from which the tail's shape is fitted (:mod:`pyrovae.evidence.psis`). From them follow
 
-.. math:: \log \hat p(x) = \log \tfrac1K \sum_k w_k, \quad \mathrm{ESS} = \frac{(\sum w)^2}{\sum w^2}, \quad
+.. math:: \log \hat p(x) = \log \tfrac1K \sum_k w_k, \quad \mathrm{ESS} = \frac{(\sum w)^2}{\sum
+w^2}, \quad
     \mathrm{s.e.} = \sqrt{\frac{K/\mathrm{ESS} - 1}{K - 1}},
 
 the standard error being that of the delta method, sd(w) / (sqrt(K) mean(w)), in nats.
@@ -52,7 +53,9 @@ class Stream:
         self.log_sum_squares = torch.logaddexp(self.log_sum_squares, (2 * block).logsumexp(0))
         mean = block.mean(0)
         step = mean - self.mean
-        self.squares = self.squares + (block - mean).square().sum(0) + step**2 * (self.seen * k / n)
+        self.squares = (
+            self.squares + (block - mean).square().sum(0) + step**2 * (self.seen * k / n)
+        )
         self.mean = self.mean + step * (k / n)
         self.top = largest(torch.cat([self.top, block.T], 1), self.tail)
         self.seen = n

@@ -1,17 +1,20 @@
 r"""Many particles for one batch of data: the guide once, the model in pieces.
 
-For an estimate with thousands of particles the programs are run differently than for a gradient. The posterior
-q(z|x) of a datum is the same for every particle, so the guide is *recorded once* and its draws are taken from
-the recorded distributions, unless a latent's posterior depends on another draw: then its recorded batch shape
-has the particle dimension, and the guide is run again for each block. The model is replayed on slices of a
-block, whose size is a matter of memory and cannot change the answer, since all noise has been drawn before.
+For an estimate with thousands of particles the programs are run differently than for a gradient.
+The posterior q(z|x) of a datum is the same for every particle, so the guide is *recorded once* and
+its draws are taken from the recorded distributions, unless a latent's posterior depends on another
+draw: then its recorded batch shape has the particle dimension, and the guide is run again for each
+block. The model is replayed on slices of a block, whose size is a matter of memory and cannot
+change the answer, since all noise has been drawn before.
 
 Two things are guarded against here:
 
-* a network that cannot carry particles on the left, or that silently mixes them up (a softmax over dimension 1,
-  a batch norm over a batch as large as its features): on the first batch two particles are also run one by one, and
-  the results compared;
-* draws outside the prior's support: they get weight 0, and the model sees a draw from the prior instead.
+* a network that cannot carry particles on the left, or that silently mixes them up (a softmax over
+dimension 1,
+  a batch norm over a batch as large as its features): on the first batch two particles are also
+  run one by one, and the results compared;
+* draws outside the prior's support: they get weight 0, and the model sees a draw from the prior
+instead.
 """
 
 from __future__ import annotations
@@ -46,12 +49,15 @@ def derived_seed(*parts: int) -> int:
 class Batches:
     """The arguments of the programs, cut along the data.
 
-    The number of data is the length of the first tensor among the arguments; every tensor of that length is
-    cut, everything else is passed on as it is. A data set (anything with ``.realize()``) in first place stands
-    for the arguments it realizes. Without a tensor, or if everything fits, there is one batch.
+    The number of data is the length of the first tensor among the arguments; every tensor of that
+    length is cut, everything else is passed on as it is. A data set (anything with ``.realize()``)
+    in first place stands for the arguments it realizes. Without a tensor, or if everything fits,
+    there is one batch.
     """
 
-    def __init__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch_size: int, who: str) -> None:
+    def __init__(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch_size: int, who: str
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"{who}: batch_size must be at least 1, got {batch_size}.")
         if args and hasattr(args[0], "realize"):
@@ -61,7 +67,9 @@ class Batches:
         self.args, self.kwargs = args, dict(kwargs)
         self.rows = tensors[0].shape[0] if tensors else None
         if self.rows == 0:
-            raise ValueError(f"{who}: no data: the first tensor has shape {tuple(tensors[0].shape)}.")
+            raise ValueError(
+                f"{who}: no data: the first tensor has shape {tuple(tensors[0].shape)}."
+            )
         self.device = tensors[0].device if tensors else torch.device("cpu")
         self.size = batch_size if self.rows is None else min(batch_size, self.rows)
 
@@ -95,10 +103,14 @@ class Batches:
         is_random = plate.full_size != plate.size and (rows is None or rows != plate.size)
         if is_random or (len(self) > 1 and rows != plate.size):
             raise ValueError(
-                f"{who}: the data plate '{plate.name}' holds {plate.size} of {plate.full_size} elements, while "
-                f"{rows if rows is not None else 'no'} rows of data were passed: it cannot be told which datum a result "
-                f"belongs to. Expected: one element of the plate a row. Try: pyro.plate('{plate.name}', len(x)) without "
-                f"subsample_size for evaluation, the minibatch itself as argument, or batch_size=len(x)."
+                f"{who}: the data plate '{plate.name}' holds {plate.size} of {plate.full_size} "
+                f"elements, while "
+                f"{rows if rows is not None else 'no'} rows of data were passed: it cannot be "
+                f"told which datum a result "
+                f"belongs to. Expected: one element of the plate a row. Try: "
+                f"pyro.plate('{plate.name}', len(x)) without "
+                f"subsample_size for evaluation, the minibatch itself as argument, or "
+                f"batch_size=len(x)."
             )
 
 
@@ -144,14 +156,14 @@ class Scored:
 
     @property
     def log_weights(self) -> Tensor:
-        """log p(x, z) - log q(z|x) `[K, B]`, nats; -inf for a draw outside the prior's support."""
+        """Log p(x, z) - log q(z|x) `[K, B]`, nats; -inf for a draw outside the prior's support."""
         log_weights = self.terms.log_weights
         for mask in self.outside.values():
             log_weights = log_weights.masked_fill(mask, -torch.inf)
         return log_weights
 
     def log_ratio(self, name: str) -> Tensor:
-        """log q - log p of one site `[K, B]`, nats: its mean is the KL; +inf outside the prior's support."""
+        """Log q - log p of one site `[K, B]`, nats: its mean is the KL; +inf outside the prior's support."""
         ratio = self.terms.latents[name].sampled_kl
         return ratio.masked_fill(self.outside[name], torch.inf) if name in self.outside else ratio
 
@@ -165,15 +177,20 @@ class Blocks:
         data_plate: Name of the plate over data.
         who: The caller's name, for messages.
 
-    What is learnt from the first batch (rank of the plates, whether networks can carry particles) holds for the rest.
+    What is learnt from the first batch (rank of the plates, whether networks can carry particles)
+    holds for the rest.
     """
 
-    def __init__(self, model: AnyProgram, guide: AnyProgram, data_plate: str | None, who: str) -> None:
+    def __init__(
+        self, model: AnyProgram, guide: AnyProgram, data_plate: str | None, who: str
+    ) -> None:
         self.model, self.guide, self.data_plate, self.who = model, guide, data_plate, who
         self.nesting = -1
         self.model_loops = self.guide_loops = False
         self.relations: dict[str, Relation] = {}
-        self.is_frozen = False  # no posterior depends on another draw: one record of the guide serves all
+        self.is_frozen = (
+            False  # no posterior depends on another draw: one record of the guide serves all
+        )
         self.guided = Recorder()
         self._top_down: dict[str, bool] = {}
 
@@ -193,15 +210,20 @@ class Blocks:
                 if relation.label == "point" and has_auxiliary:  # a function of the auxiliary draw
                     relation = Relation("unknown")
                 self._relate(name, relation)
-        self._guarded = {n for n, r in self.relations.items() if r.label not in ("equal", "narrower")}
+        self._guarded = {
+            n for n, r in self.relations.items() if r.label not in ("equal", "narrower")
+        }
         for site in scored.terms.observed.values():
             is_masked = isinstance(site._site.mask, Tensor)  # missing values may be anything
             if not site.is_global and isinstance(site.value, Tensor) and not is_masked:
-                check_data(site.name, site.distribution, site.value, first_row, scored.terms.plate.dim)
+                check_data(
+                    site.name, site.distribution, site.value, first_row, scored.terms.plate.dim
+                )
         if is_first:
             self.nesting = nesting(single, modelled)
         self.is_frozen = False
-        # Pyro's validation has seen the programs by now; of densities it would refuse what is a weight of 0
+        # Pyro's validation has seen the programs by now; of densities it would refuse what is a
+        # weight of 0
         with pyro.validation_enabled(False):
             if not self.guide_loops:
                 self._freeze(single)
@@ -212,17 +234,26 @@ class Blocks:
     def _relate(self, name: str, relation: Relation) -> None:
         if relation.label == "point":
             raise ValueError(
-                f"{self.who}: the guide puts site '{name}' at a single point (Delta), under which log p(x) cannot be "
-                f"weighted. Expected: a posterior with a density. Try: a Normal around the point with a small scale."
+                f"{self.who}: the guide puts site '{name}' at a single point (Delta), under "
+                f"which log p(x) cannot be "
+                f"weighted. Expected: a posterior with a density. Try: a Normal around the point "
+                f"with a small scale."
             )
         if self.relations.get(name, relation) != relation:  # differs between batches
-            relation = replace(max(relation, self.relations[name], key=_severity), everywhere=False)
+            relation = replace(
+                max(relation, self.relations[name], key=_severity), everywhere=False
+            )
         self.relations[name] = relation
 
     def _freeze(self, single: Recorder) -> None:
         try:
             guided = record(
-                self.guide, self.args, self.kwargs, values=single.subsamples, particles=2, plates=self.nesting
+                self.guide,
+                self.args,
+                self.kwargs,
+                values=single.subsamples,
+                particles=2,
+                plates=self.nesting,
             )
         except (RuntimeError, ValueError, IndexError) as error:
             self.guide_loops = self.model_loops = True
@@ -252,8 +283,10 @@ class Blocks:
 
     def _warn(self, error: str) -> None:
         warnings.warn(
-            f"{self.who}: the programs cannot run with a particle dimension on the left ({error}); each of the "
-            f"particles is run by itself, which is slower. To mend it, let the networks fold leading dimensions "
+            f"{self.who}: the programs cannot run with a particle dimension on the left "
+            f"({error}); each of the "
+            f"particles is run by itself, which is slower. To mend it, let the networks fold "
+            f"leading dimensions "
             f"(z.flatten(0, -2) before, unflatten after), as those of pyrovae.nn do.",
             stacklevel=5,
         )
@@ -262,12 +295,19 @@ class Blocks:
         """A block of draws from the guide, with the random numbers now in force."""
         if self.is_frozen:
             sites = {n: s for n, s in self.guided.sites.items() if not s.is_observed}
-            return Draws({n: draw(s, particles, self.nesting) for n, s in sites.items()}, particles)
+            return Draws(
+                {n: draw(s, particles, self.nesting) for n, s in sites.items()}, particles
+            )
         if not self.guide_loops:
             many = max(particles, 2)
             subsamples = self.guided.subsamples
             guided = record(
-                self.guide, self.args, self.kwargs, values=subsamples, particles=many, plates=self.nesting
+                self.guide,
+                self.args,
+                self.kwargs,
+                values=subsamples,
+                particles=many,
+                plates=self.nesting,
             )
             guided.subsamples = subsamples
             values = {n: s.value[:particles] for n, s in guided.sites.items() if not s.is_observed}
@@ -277,7 +317,9 @@ class Blocks:
             for _ in range(particles)
         ]
         names = [n for n, s in singles[0].sites.items() if not s.is_observed]
-        return Draws({n: torch.stack([r.sites[n].value for r in singles]) for n in names}, particles)
+        return Draws(
+            {n: torch.stack([r.sites[n].value for r in singles]) for n in names}, particles
+        )
 
     def score(self, draws: Draws, start: int, stop: int) -> Scored:
         """Terms of the draws `start` to `stop` of a block; the model sees no more than these."""
@@ -340,7 +382,9 @@ class Blocks:
         for name, mask in modelled.outside.items():
             latent, site = terms.latents[name], modelled.sites[name]
             marks = mask.to(torch.get_default_dtype())  # an element of an inner plate is enough
-            outside[name] = latent._layout.fill(marks, replace(site, mask=None), not latent.is_global) > 0
+            outside[name] = (
+                latent._layout.fill(marks, replace(site, mask=None), not latent.is_global) > 0
+            )
         return Scored(terms, outside), modelled
 
 

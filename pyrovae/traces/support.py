@@ -4,12 +4,12 @@ Importance weighting integrates the joint density over the *guide's* support S_q
 
 .. math:: E_q\!\left[\frac{p(x, z)}{q(z|x)}\right] = \int_{S_q} p(x, z)\,dz \;\le\; p(x),
 
-with equality if S_q covers the prior's support S_p. If it does not, the estimate is silently low, and neither its
-standard error nor Pareto k-hat can see it. If S_q reaches *beyond* S_p, the estimate is right (draws outside
-get weight 0), but KL(q || p) is infinite.
+with equality if S_q covers the prior's support S_p. If it does not, the estimate is silently low,
+and neither its standard error nor Pareto k-hat can see it. If S_q reaches *beyond* S_p, the
+estimate is right (draws outside get weight 0), but KL(q || p) is infinite.
 
-Supports are compared as intervals of the reals (or of the integers), element by element; bounded sets of
-vectors (simplex, sphere, ...) by name. Boundaries have measure zero and are ignored.
+Supports are compared as intervals of the reals (or of the integers), element by element; bounded
+sets of vectors (simplex, sphere, ...) by name. Boundaries have measure zero and are ignored.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Relation:
     """How a guide's support stands to its prior's.
 
     Attributes:
-        label: "equal", "narrower" (log p(x) is only bounded from below), "wider" (KL is infinite), "crossing" (both),
-            "point" (the guide is a point mass, the prior is not) or "unknown".
+        label: "equal", "narrower" (log p(x) is only bounded from below), "wider" (KL is infinite),
+            "crossing" (both), "point" (the guide is a point mass, the prior is not) or "unknown".
         everywhere: The label holds for every datum, not for some only.
     """
 
@@ -71,9 +71,14 @@ def unwrap(fn: Any) -> Any:
 def support_of(fn: Any) -> Support | None:
     """The support of a distribution, or None if it is not known."""
     fn = unwrap(fn)
-    if isinstance(fn, (VonMises, torch.distributions.VonMises)):  # declared "real", drawn on a circle
+    if isinstance(
+        fn, (VonMises, torch.distributions.VonMises)
+    ):  # declared "real", drawn on a circle
         return Support("real", torch.tensor(-math.pi), torch.tensor(math.pi))
-    if isinstance(fn, TransformedDistribution) and type(fn).support is TransformedDistribution.support:
+    if (
+        isinstance(fn, TransformedDistribution)
+        and type(fn).support is TransformedDistribution.support
+    ):
         support = support_of(fn.base_dist)
         for transform in fn.transforms:
             support = None if support is None else _push(support, transform)
@@ -162,7 +167,7 @@ def _label(q: Support | None, p: Support | None) -> tuple[str, bool]:
 
 
 def _above(a: Tensor, b: Tensor) -> Tensor:
-    """a > b, beyond rounding."""
+    """A > b, beyond rounding."""
     slack = 1e-6 * torch.maximum(a.abs(), b.abs()).nan_to_num(posinf=0.0)
     return a > b + slack
 
@@ -203,14 +208,18 @@ def check_data(name: str, fn: Any, value: Tensor, first_row: int, dim: int) -> N
         dim: Dimension of the data plate in the batch shape of `fn`, negative.
 
     Raises:
-        ValueError: Naming site, datum and value. A support that depends on the latents (a Uniform likelihood) is not
+        ValueError: Naming site, datum and value. A support that depends on the latents (a Uniform
+            likelihood) is not
             checked: there the density is 0, which is an answer.
     """
     root = unwrap(fn)
     declared = getattr(type(root), "support", None)
     try:
         constraint = fn.support
-        if isinstance(declared, property | constraints.dependent_property) and not constraint.is_discrete:
+        if (
+            isinstance(declared, property | constraints.dependent_property)
+            and not constraint.is_discrete
+        ):
             return
         good = constraint.check(value)
     except (NotImplementedError, AttributeError, RuntimeError):
@@ -227,7 +236,8 @@ def check_data(name: str, fn: Any, value: Tensor, first_row: int, dim: int) -> N
     finite = datum[~datum.isfinite()] if datum.is_floating_point() else datum[:0]
     what = f"holds {finite.flatten()[0].item()}" if finite.numel() else _range(datum)
     raise ValueError(
-        f"site '{name}': datum {first_row + row} {what}, outside the support of {type(root).__name__} ({constraint}). "
+        f"site '{name}': datum {first_row + row} {what}, outside the support of "
+        f"{type(root).__name__} ({constraint}). "
         f"Expected: data that the likelihood can produce. Try: binarize grey pixels on purpose "
         f"(pyrovae.datasets), scale to the right range, or another likelihood."
     )

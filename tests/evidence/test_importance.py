@@ -25,7 +25,9 @@ def ppca():
 
 
 def networks(width=5):
-    encoder = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 4))
+    encoder = nn.Sequential(
+        nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 4)
+    )
     decoder = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, width))
 
     def model(x):
@@ -59,7 +61,8 @@ def test_with_the_exact_posterior_every_weight_is_the_evidence(ppca):
 
 
 def test_with_a_wrong_guide_the_value_is_within_four_standard_errors(ppca):
-    # false alarm: for one seed and datum P(|z| > 4) = 6e-5 (Normal); more than 1 of 100 seeds with 5 data: 5e-4
+    # false alarm: for one seed and datum P(|z| > 4) = 6e-5 (Normal); more than 1 of 100 seeds
+    # with 5 data: 5e-4
     x = ppca.sample(5)
     programs, exact = ppca.programs("wrong"), ppca.log_px(x)
     good = 0
@@ -70,8 +73,8 @@ def test_with_a_wrong_guide_the_value_is_within_four_standard_errors(ppca):
 
 
 def test_standard_errors_are_calibrated(ppca):
-    # 4000 z-scores: their variance has standard error sqrt(2 / 4000) = 0.022, their mean 0.016 beside a bias of
-    # -s.e./2; bounds at about 4.5 sigma, false alarm 1e-5
+    # 4000 z-scores: their variance has standard error sqrt(2 / 4000) = 0.022, their mean 0.016
+    # beside a bias of -s.e./2; bounds at about 4.5 sigma, false alarm 1e-5
     x = ppca.sample(400)
     programs, exact = ppca.programs("wrong"), ppca.log_px(x)
     found = [log_evidence(*programs, x, particles=1000, seed=s, batch_size=400) for s in range(10)]
@@ -105,8 +108,12 @@ def test_a_stream_of_many_blocks_is_one_big_average(ppca):
         stream.add(block)
     found = stream.result()
     torch.testing.assert_close(found["log_px"], bounds.iwae(log_weights), rtol=1e-12, atol=0)
-    torch.testing.assert_close(found["std_error"], bounds.std_error(log_weights), rtol=1e-9, atol=0)
-    torch.testing.assert_close(found["ess"], bounds.effective_sample_size(log_weights), rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        found["std_error"], bounds.std_error(log_weights), rtol=1e-9, atol=0
+    )
+    torch.testing.assert_close(
+        found["ess"], bounds.effective_sample_size(log_weights), rtol=1e-9, atol=0
+    )
     torch.testing.assert_close(found["khat"], psis_khat(log_weights), rtol=1e-10, atol=0)
     assert bool((found["elbo"] == -math.inf).all())
 
@@ -120,7 +127,9 @@ def test_the_memory_chunk_never_changes_the_answer(dtype, rtol, chunk):
     torch.set_default_dtype(dtype)
     model, guide, _, _ = networks()
     x = torch.randn(9, 5)
-    ours, others = (log_evidence(model, guide, x, particles=60, seed=5, chunk=c) for c in (None, chunk))
+    ours, others = (
+        log_evidence(model, guide, x, particles=60, seed=5, chunk=c) for c in (None, chunk)
+    )
     torch.testing.assert_close(others.log_px, ours.log_px, rtol=rtol, atol=0)
     torch.testing.assert_close(others.ess, ours.ess, rtol=10 * rtol, atol=0)
 
@@ -129,7 +138,8 @@ def test_the_chunk_does_not_matter_where_the_guide_is_run_for_each_block():
     program = next(p for p in PROGRAMS if p.name == "bottom_up")
     model, guide, args, kwargs = program.build()
     ours, others = (
-        log_evidence(model, guide, *args, particles=50, seed=5, chunk=c, **kwargs) for c in (None, 20)
+        log_evidence(model, guide, *args, particles=50, seed=5, chunk=c, **kwargs)
+        for c in (None, 20)
     )
     torch.testing.assert_close(others.log_px, ours.log_px, rtol=1e-12, atol=0)
 
@@ -141,7 +151,9 @@ def test_batch_size_order_and_mates_change_it_within_the_error(ppca):
     whole = log_evidence(*programs, x, particles=2000, seed=0)
     order = torch.randperm(23)
     reordered = log_evidence(*programs, x[order], particles=2000, seed=1)
-    small = log_evidence(*programs, x, particles=2000, seed=2, batch_size=4)  # the last batch has three
+    small = log_evidence(
+        *programs, x, particles=2000, seed=2, batch_size=4
+    )  # the last batch has three
     alone = log_evidence(*programs, x[-1:], particles=2000, seed=3)
     mates = log_evidence(*programs, torch.cat([x, 5 * x]), particles=2000, seed=4, batch_size=10)
 
@@ -263,7 +275,9 @@ def test_a_network_that_mixes_up_particles_silently_is_caught():
             pyro.sample("z", dist.Normal(0.1 * x, 1.0).to_event(1))
 
     x = torch.randn(3, 3)
-    with pytest.warns(UserWarning, match="two particles at once do not give what they give one by one"):
+    with pytest.warns(
+        UserWarning, match="two particles at once do not give what they give one by one"
+    ):
         found = log_evidence(model, guide, x, particles=40, seed=0)
     expected = log_evidence(good, guide, x, particles=40, seed=0)
     torch.testing.assert_close(found.log_px, expected.log_px, rtol=1e-12, atol=0)
@@ -284,7 +298,9 @@ def test_a_hard_coded_uniform_likelihood_gives_zero_density_not_an_error():
     x = torch.tensor([0.3, -1.0, 1e4])
     found = log_evidence(model, guide, x, particles=20_000, seed=0)
     exact = torch.tensor(norm.cdf(x + 1) - norm.cdf(x - 1)).log() - math.log(2)
-    assert bool(((found.log_px - exact).abs()[:2] < 4 * found.std_error[:2]).all())  # false alarm 1e-4
+    assert bool(
+        ((found.log_px - exact).abs()[:2] < 4 * found.std_error[:2]).all()
+    )  # false alarm 1e-4
     assert found.log_px[2] == -math.inf
     assert found.ess[2] == 0
     assert any("-inf: no draw" in w for w in found.warnings())
@@ -313,7 +329,9 @@ def test_arguments_of_the_datas_length_are_cut_with_it():
 
     x, y = torch.randn(11), torch.randn(11)
     found = log_evidence(model, guide, x, y=y, size=torch.tensor(3), particles=5, batch_size=4)
-    torch.testing.assert_close(found.log_px, dist.Normal(y, 2**0.5).log_prob(x), rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        found.log_px, dist.Normal(y, 2**0.5).log_prob(x), rtol=0, atol=1e-10
+    )
 
 
 # Reports -------------------------------------------------------------------------------------
@@ -354,7 +372,7 @@ def test_the_summary_has_both_errors_and_the_doubts(ppca):
     [
         ({"method": "ais"}, "method='ais' is not available", NotImplementedError),
         ({"tolerance": 0.1}, "tolerance=0.1 is not available", NotImplementedError),
-        ({"method": "magic"}, 'method must be "importance", got \'magic\'', ValueError),
+        ({"method": "magic"}, "method must be \"importance\", got 'magic'", ValueError),
         ({"particles": 0}, "particles must be at least 1, got 0", ValueError),
         ({"chunk": 0}, "chunk must be at least 1 row", ValueError),
         ({"batch_size": 0}, "batch_size must be at least 1", ValueError),
@@ -407,7 +425,9 @@ def test_grey_pixels_are_refused_in_any_batch():
 
     x = torch.ones(6, 5)
     x[5, 2] = 0.5
-    with pytest.raises(ValueError, match=r"site 'x': datum 5 has values in \[0.5, 1\], outside .* Bernoulli"):
+    with pytest.raises(
+        ValueError, match=r"site 'x': datum 5 has values in \[0.5, 1\], outside .* Bernoulli"
+    ):
         log_evidence(model, guide, x, particles=4, batch_size=4)
 
 
@@ -434,7 +454,9 @@ def test_a_plate_subsampled_at_random_cannot_be_attributed():
 
     with pytest.raises(ValueError, match="holds 4 of 8 elements, while 8 rows of data"):
         log_evidence(model, guide, torch.randn(8), particles=3)
-    found = log_evidence(model, guide, torch.randn(8), particles=3, batch_size=4)  # nothing left out
+    found = log_evidence(
+        model, guide, torch.randn(8), particles=3, batch_size=4
+    )  # nothing left out
     assert len(found) == 8
 
 
@@ -454,7 +476,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 def test_memory_does_not_grow_with_the_particles():
     def peak(particles):
         command = [sys.executable, "-W", "ignore", "-c", _PEAK, str(particles)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p) or "."}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p) or ".",
+        }
         out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
         return int(out.stdout)
 

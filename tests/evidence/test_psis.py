@@ -47,8 +47,8 @@ def test_many_columns_equal_few():
 
 @pytest.mark.parametrize("shape", [0.2, 0.5, 0.9])
 def test_it_finds_the_shape_of_a_pareto_tail(shape):
-    # weights U^-k have shape k; k-hat's sd is about (1 + k) / sqrt(M) = 0.05 with M = 950: the mean of 40 within 0.04,
-    # 4.5 sigma, beside the prior's pull of 10 / (M + 10) towards 1/2
+    # weights U^-k have shape k; k-hat's sd is about (1 + k) / sqrt(M) = 0.05 with M = 950: the
+    # mean of 40 within 0.04, 4.5 sigma, beside the prior's pull of 10 / (M + 10) towards 1/2
     log_weights = -shape * torch.rand(100_000, 40).log()
     assert abs(psis_khat(log_weights).mean().item() - shape) < 0.045
 

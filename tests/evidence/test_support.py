@@ -1,7 +1,7 @@
 r"""The house's three cases: a guide that cannot reach the prior, or reaches beyond it.
 
-Model: z ~ N(0, 1), x | z ~ N(z, 1), x = 0.5: x ~ N(0, 2), so log p(x) = -1.328; z | x ~ N(0.25, 1/2).
-A guide on the set S estimates log p(x) + log P(z in S | x):
+Model: z ~ N(0, 1), x | z ~ N(z, 1), x = 0.5: x ~ N(0, 2), so log p(x) = -1.328; z | x ~ N(0.25,
+1/2). A guide on the set S estimates log p(x) + log P(z in S | x):
 
 * Uniform within one posterior standard deviation: -1.328 + log 0.683 = -1.709;
 * any Gamma: -1.328 + log P(z > 0 | x) = -1.777.
@@ -58,12 +58,16 @@ def test_the_truth():
 
 
 def test_a_uniform_guide_is_silently_low_and_labelled():
-    with pytest.warns(UserWarning, match="site 'z': the guide's support is narrower .* only a lower bound") as caught:
+    with pytest.warns(
+        UserWarning, match="site 'z': the guide's support is narrower .* only a lower bound"
+    ) as caught:
         found = log_evidence(normal_model, uniform, X, particles=100_000, seed=0)
     assert len(caught) == 1
     expected = TRUE + math.log(norm.cdf(1) - norm.cdf(-1))
     assert expected == pytest.approx(-1.709, abs=0.001)
-    assert bool(((found.log_px - expected).abs() < 4.5 * found.std_error).all())  # false alarm 1e-5
+    assert bool(
+        ((found.log_px - expected).abs() < 4.5 * found.std_error).all()
+    )  # false alarm 1e-5
     assert found.std_error.max() < 0.002
     assert found.khat.max() < 0.5  # k-hat is happy: it cannot see what is missing
     assert found.support == {"z": "narrower"}
@@ -78,13 +82,17 @@ def test_a_gamma_guide_of_a_normal_prior_is_silently_low_and_labelled():
         found = log_evidence(normal_model, gamma, X, particles=100_000, seed=0)
     expected = TRUE + norm.logsf(0, 0.25, 0.5**0.5)
     assert expected == pytest.approx(-1.777, abs=5e-4)
-    assert bool(((found.log_px - expected).abs() < 4.5 * found.std_error).all())  # false alarm 1e-5
+    assert bool(
+        ((found.log_px - expected).abs() < 4.5 * found.std_error).all()
+    )  # false alarm 1e-5
     assert found.lower_bound
 
 
 def test_a_normal_guide_of_a_gamma_prior_has_infinite_kl_and_the_right_evidence():
     found = log_evidence(gamma_model, normal, X, particles=100_000, seed=0)
-    right = log_evidence(gamma_model, guide_with(lambda x: dist.Gamma(2 + 0 * x, 1.0)), X, particles=100_000, seed=1)
+    right = log_evidence(
+        gamma_model, guide_with(lambda x: dist.Gamma(2 + 0 * x, 1.0)), X, particles=100_000, seed=1
+    )
     error = (found.std_error**2 + right.std_error**2).sqrt()
     assert bool(((found.log_px - right.log_px).abs() < 4.5 * error).all())
     assert found.support == {"z": "wider"}

@@ -59,7 +59,9 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("guide, prior, label", CASES, ids=lambda v: getattr(type(v), "__name__", v))
+@pytest.mark.parametrize(
+    "guide, prior, label", CASES, ids=lambda v: getattr(type(v), "__name__", v)
+)
 def test_supports_are_compared(guide, prior, label):
     relation = compare(guide, prior)
     assert relation.label == label
@@ -68,7 +70,9 @@ def test_supports_are_compared(guide, prior, label):
 
 
 def test_bounds_that_differ_between_data_are_not_everywhere():
-    assert not compare(dist.Uniform(0 * one, torch.tensor([1.0, 2, 1])), dist.Uniform(0.0, 1.0)).everywhere
+    assert not compare(
+        dist.Uniform(0 * one, torch.tensor([1.0, 2, 1])), dist.Uniform(0.0, 1.0)
+    ).everywhere
     assert compare(dist.Uniform(0 * one, 2 * one), dist.Uniform(0.0, 1.0)).everywhere
 
 
@@ -76,14 +80,21 @@ def test_containing_reduces_event_dimensions_and_lets_nan_through():
     value = torch.tensor([[1.0, 2.0], [-1.0, 2.0], [math.nan, 1.0]])
     found = contains(dist.Gamma(torch.ones(2), 1.0).to_event(1), value)
     assert found.tolist() == [True, False, True]
-    assert contains(dist.Bernoulli(torch.ones(2)), torch.tensor([1.0, 0.5])).tolist() == [True, False]
+    assert contains(dist.Bernoulli(torch.ones(2)), torch.tensor([1.0, 0.5])).tolist() == [
+        True,
+        False,
+    ]
     assert support_of(dist.Gamma(one, one)).low.item() == 0
 
 
 def test_data_that_depend_on_the_latents_are_not_checked():
     check_data("x", dist.Uniform(one, 2 * one), 5 * one, 0, -1)
-    with pytest.raises(ValueError, match=r"site 'x': datum 11 has values in \[-5, -5\], outside .* Exponential"):
+    with pytest.raises(
+        ValueError, match=r"site 'x': datum 11 has values in \[-5, -5\], outside .* Exponential"
+    ):
         check_data("x", dist.Exponential(one), torch.tensor([1.0, -5.0, 1.0]), 10, -1)
     with pytest.raises(ValueError, match="datum 2 holds inf"):
-        check_data("x", dist.Normal(one, one).to_event(0), torch.tensor([1.0, 1.0, math.inf]), 0, -1)
+        check_data(
+            "x", dist.Normal(one, one).to_event(0), torch.tensor([1.0, 1.0, math.inf]), 0, -1
+        )
     assert constraints.real.check(torch.tensor(math.inf))  # torch finds nothing wrong with it

@@ -19,8 +19,8 @@ Floors, each importing from lower ones only::
     6  fit            the loop
     7  cli            the `pyrovae` command
 
-Notation: ``log_weights`` log p(x, z) - log q(z|x) `[K, B]`; K ``particles``, B data of N; ``posterior`` q(z|x) as a
-distribution; ``log_evidence`` log p(x); nats everywhere.
+Notation: ``log_weights`` log p(x, z) - log q(z|x) `[K, B]`; K ``particles``, B data of N;
+``posterior`` q(z|x) as a distribution; ``log_evidence`` log p(x); nats everywhere.
 """
 
 from pyrovae import bounds, datasets, distributions, models, nn, traces

@@ -1,12 +1,12 @@
-"""States on disk: one safetensors file and one JSON file, written so that nothing is ever half there.
+"""States on disk: one safetensors file and one JSON file, never half written.
 
-A state is nested dictionaries and lists of tensors and plain values. Tensors go to ``NAME.safetensors`` under
-their path (``optimizers/guide/state/3/exp_avg``), everything else to ``NAME.json`` with a placeholder where
-a tensor was. Nothing is pickled, so nothing can be executed on loading.
+A state is nested dictionaries and lists of tensors and plain values. Tensors go to
+``NAME.safetensors`` under their path (``optimizers/guide/state/3/exp_avg``), everything else to
+``NAME.json`` with a placeholder where a tensor was. Nothing is pickled: loading executes nothing.
 
-Both files carry the same random tag, and each is written beside its target and then renamed; a pair whose
-tags differ (the machine stopped between the two renames) is refused, and the previous pair is kept as
-``NAME.previous.*`` until the new one is complete.
+Both files carry the same random tag, and each is written beside its target and then renamed; a
+pair whose tags differ (the machine stopped between the two renames) is refused, and the previous
+pair is kept as ``NAME.previous.*`` until the new one is complete.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def save_state(folder: Path, name: str, state: dict[str, Any]) -> None:
     """Write a state to ``folder/name.safetensors`` and ``folder/name.json``.
 
     Raises:
-        TypeError: The state holds something that is neither a tensor nor a JSON value; its path is named.
+        TypeError: The state holds something that is neither a tensor nor a JSON value; the
+            message names its path.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
@@ -71,7 +72,8 @@ def load_state(folder: Path, name: str) -> dict[str, Any]:
     """Read what :func:`save_state` wrote, or the pair before it if the last write was cut short.
 
     Raises:
-        CheckpointError: No checkpoint, a damaged one, or a file of another origin; says which file and why.
+        CheckpointError: No checkpoint, a damaged one, or a file of another origin; the message
+            says which file and why.
     """
     files = [folder / f"{name}.safetensors", folder / f"{name}.json"]
     try:
@@ -92,7 +94,8 @@ def _load(tensor_file: Path, plain_file: Path) -> dict[str, Any]:
     for file in (tensor_file, plain_file):
         if not file.is_file():
             raise CheckpointError(
-                f"checkpoint: {file} is missing. Expected: {tensor_file.name} and {plain_file.name} side by side. "
+                f"checkpoint: {file} is missing. "
+                f"Expected: {tensor_file.name} and {plain_file.name} side by side. "
                 f"Try: the folder given as out= when the run was trained."
             )
     advice = "Try: a copy of the folder from before, or train again; nothing has been changed."
@@ -107,7 +110,8 @@ def _load(tensor_file: Path, plain_file: Path) -> dict[str, Any]:
     blob = tensor_file.read_bytes()
     if hashlib.sha256(blob).hexdigest() != header.get("sha256"):
         raise CheckpointError(
-            f"checkpoint: {tensor_file} is truncated or altered, or belongs to another {plain_file.name}. {advice}"
+            f"checkpoint: {tensor_file} is truncated or altered, or belongs to another "
+            f"{plain_file.name}. {advice}"
         )
     try:
         with safe_open(tensor_file, framework="pt") as file:
@@ -137,15 +141,19 @@ def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         return {"tensor": path}
     if isinstance(value, dict):
         keys = [[type(k).__name__, str(k)] for k in value]
-        return {"keys": keys, "values": [_split(v, f"{path}/{k}", tensors) for k, v in value.items()]}
+        return {
+            "keys": keys,
+            "values": [_split(v, f"{path}/{k}", tensors) for k, v in value.items()],
+        }
     if isinstance(value, (list, tuple)):
         items = [_split(v, f"{path}/{i}", tensors) for i, v in enumerate(value)]
         return {"tuple" if isinstance(value, tuple) else "list": items}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(
-        f"checkpoint: {path.strip('/')} is a {type(value).__name__}. Expected: tensors, numbers, strings, lists and "
-        f"dictionaries. Try: keep other objects out of the optimizer's and scheduler's state."
+        f"checkpoint: {path.strip('/')} is a {type(value).__name__}. "
+        f"Expected: tensors, numbers, strings, lists and dictionaries. "
+        f"Try: keep other objects out of the optimizer's and scheduler's state."
     )
 
 

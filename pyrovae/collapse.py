@@ -3,8 +3,7 @@ r"""Which latents are used: KL per unit, active units, mutual information.
 Averaged over data, the KL term of the ELBO splits (Hoffman & Johnson 2016, "ELBO surgery") as
 
 .. math:: E_{x}\,\mathrm{KL}(q(z|x) \,\|\, p(z)) = I_q(x; z) + \mathrm{KL}(q(z) \,\|\, p(z)),
-\qquad
-    q(z) = \frac1N \sum_n q(z | x_n),
+    \qquad q(z) = \frac1N \sum_n q(z | x_n),
 
 what the latents *say about the datum* and how far their whole cloud is from the prior. A unit
 whose posterior is the prior for every datum has KL 0 and a posterior mean that does not move: it
@@ -34,7 +33,8 @@ from torch.distributions import Distribution, MultivariateNormal, Normal, kl_div
 from torch.distributions.lowrank_multivariate_normal import LowRankMultivariateNormal
 
 from pyrovae.traces import Latent, evaluating, frozen_buffers
-from pyrovae.traces.blocks import Batches, Blocks, Scored, derived_seed
+from pyrovae.traces.batches import Batches, derived_seed
+from pyrovae.traces.blocks import Blocks, Scored
 from pyrovae.traces.support import unwrap
 
 __all__ = ["CollapseReport", "collapse_report"]
@@ -45,8 +45,8 @@ class CollapseReport:
     """How much each latent site and unit is used; all in nats, keyed by site.
 
     Attributes:
-        kl: Mean over data of KL(q(z|x) || p(z)); inf where the guide reaches beyond the prior's
-            support.
+        kl: Mean over data of KL(q(z|x) || p(z)); inf where the guide reaches beyond the support
+            of the prior.
         kl_per_unit: The same for each unit `[D]`; None where the posterior does not factorize.
         unit_variance: Variance over data of each unit's posterior mean (median) `[D]`; None where
             there is no such thing.
@@ -54,7 +54,7 @@ class CollapseReport:
         units: D.
         mutual_information: I_q(x; z), at most log(`reference`); None where it is not computed.
         marginal_kl: KL(q(z) || p(z)); None likewise.
-        verdict: "healthy", "partly collapsed" or "collapsed", see :meth:`collapse_report`.
+        verdict: "healthy", "partly collapsed" or "collapsed", see :func:`collapse_report`.
         data: N.
         reference: Size of the reference set of q(z).
         threshold: Of active units.
@@ -89,11 +89,10 @@ class CollapseReport:
             active = self.active_units[site]
             per_unit = self.kl_per_unit[site]
             lines.append(
-                f"  {site:<12} {kl:>7.3f}  {'?' if active is None else active:>4} of "
-                f"{self.units[site]:<4}"
-                f" {_number(self.mutual_information[site])}   {_number(self.marginal_kl[site])}  "
-                f"    "
-                f"{_number(None if per_unit is None else per_unit.max().item())}"
+                f"  {site:<12} {kl:>7.3f}"
+                f"  {'?' if active is None else active:>4} of {self.units[site]:<4}"
+                f" {_number(self.mutual_information[site])}   {_number(self.marginal_kl[site])}"
+                f"      {_number(None if per_unit is None else per_unit.max().item())}"
             )
         cap = math.log(self.reference) if self.reference else math.nan
         lines.append(
@@ -212,7 +211,7 @@ class _Table:
 
 
 def _auxiliary(latent: Latent, scored: Scored) -> Tensor | float:
-    """Log q of the auxiliary draws that a Delta site is a function of (Pyro's autoguides), `[K, B]`; NaN if unclear."""
+    """Log q of the auxiliary draws behind a Delta site (autoguides) `[K, B]`; NaN if unclear."""
     if not isinstance(unwrap(latent.posterior), Delta):
         return 0.0
     others = scored.terms.local_latents
@@ -235,7 +234,7 @@ def _by_datum(values: Tensor, latent: Latent, rows: int, plates: int) -> Tensor:
 
 
 def _factors(fn: Any) -> Any | None:
-    """The distribution of each unit by itself: exact for factorized posteriors, the marginals of a Normal."""
+    """The distribution of each unit by itself, if it factorizes; the marginals of a Normal."""
     root = unwrap(fn)
     if isinstance(root, MultivariateNormal | LowRankMultivariateNormal):
         return Normal(root.mean, root.variance.sqrt(), validate_args=False)
@@ -269,9 +268,7 @@ def _centre(latent: Latent) -> tuple[Tensor | None, bool]:
         return None, False
     if not root.event_shape:
         try:
-            return root.icdf(
-                torch.tensor(0.5, dtype=latent.value.dtype, device=latent.value.device)
-            ), True
+            return root.icdf(latent.value.new_tensor(0.5)), True
         except NotImplementedError:
             pass
     return latent._guide.value.median(0).values, True
@@ -296,12 +293,9 @@ def _surgery(
             scored = blocks.score(blocks.draws(1), 0, 1)
         for latent in scored.terms.local_latents:
             if latent.prior is not None:
-                log_p = latent.log_prior[0].masked_fill(
-                    scored.outside.get(
-                        latent.name, torch.zeros_like(latent.log_prior, dtype=torch.bool)
-                    )[0],
-                    -math.inf,
-                )
+                log_p = latent.log_prior[0]
+                if latent.name in scored.outside:
+                    log_p = log_p.masked_fill(scored.outside[latent.name][0], -math.inf)
                 entry = (latent.posterior, latent.value[0], latent.log_posterior[0], log_p)
                 parts.setdefault(latent.name, []).append(entry)
     found, notes = {}, []
@@ -353,8 +347,8 @@ def _report(
         units[name] = centres[0].shape[1] if centres else 1
         if unit_kl[name] is None:
             notes.append(
-                f"no KL per unit of '{name}': its posterior or its prior does not factorize over "
-                f"units"
+                f"no KL per unit of '{name}': "
+                f"its posterior or its prior does not factorize over units"
             )
         if variance[name] is None:
             notes.append(

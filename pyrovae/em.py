@@ -1,12 +1,13 @@
 r"""Variational EM: which parameters step when.
 
 A latent-variable model p(x, z; theta) and its guide q(z|x; phi) climb the same bound
-:math:`\mathcal L(\theta, \phi) \le \log p(x; \theta)`: the E-step in phi, the M-step in theta. Auto-encoding
-variational Bayes takes both at once, a schedule called :class:`Joint` here.
+:math:`\mathcal L(\theta, \phi) \le \log p(x; \theta)`: the E-step in phi, the M-step in theta.
+Auto-encoding variational Bayes takes both at once, a schedule called :class:`Joint` here.
 
-:class:`VariationalEM` owns what a run needs and Pyro's global store does not give: the parameters of each
-role, found by running the programs; a store of the run's own (:class:`~pyrovae.traces.ParamScope`); one torch
-optimizer a role; gradients that are fresh at every step; a refusal to move when a number is not finite.
+:class:`VariationalEM` owns what a run needs and Pyro's global store does not give: the parameters
+of each role, found by running the programs; a store of the run's own
+(:class:`~pyrovae.traces.ParamScope`); one torch optimizer a role; gradients that are fresh at
+every step; a refusal to move when a number is not finite.
 
 Source: Kingma & Welling (2014), arXiv:1312.6114, Algorithm 1.
 """
@@ -52,12 +53,22 @@ def adam(lr: float = 1e-3, **options: Any) -> OptimizerFactory:
 
 @dataclass(frozen=True)
 class Joint:
-    """Both roles step on every batch: auto-encoding variational Bayes (arXiv:1312.6114, Algorithm 1)."""
+    """Both roles step on every batch: auto-encoding variational Bayes.
+
+    Source: Kingma & Welling (2014), arXiv:1312.6114, Algorithm 1.
+    """
 
 
 @dataclass
 class StepRecord:
-    """What one step saw. `elbo` is the true bound, nats a datum; `objective` what was maximized, likewise."""
+    """What one step saw.
+
+    Attributes:
+        elbo: The true bound, nats a datum.
+        objective: What was maximized, nats a datum.
+        size: B, the number of data in the step.
+        grad_norm: Euclidean norm of the gradient of all parameters, before clipping.
+    """
 
     elbo: Tensor
     objective: Tensor
@@ -66,7 +77,10 @@ class StepRecord:
 
 
 class NotFinite(FloatingPointError):
-    """A step was refused because a number was not finite; `rows` of its batch are the culprits, if known."""
+    """A step was refused because a number was not finite.
+
+    `rows` are the rows of its batch that caused it, as far as they are known.
+    """
 
     def __init__(self, message: str, rows: list[int] | None = None) -> None:
         super().__init__(message)
@@ -74,12 +88,13 @@ class NotFinite(FloatingPointError):
 
 
 class VariationalEM:
-    """Train a model and a guide, each role by its own optimizer, in a parameter store of their own.
+    """Train a model and a guide, each by its own optimizer, in a parameter store of their own.
 
     Args:
         model: A Pyro program p(x, z).
         guide: A Pyro program q(z|x).
-        objective: A pyrovae objective, or any of Pyro's losses (``Trace_ELBO()``, ...). Default ``ELBO()``.
+        objective: A pyrovae objective, or any of Pyro's losses (``Trace_ELBO()``, ...); by
+            default ``ELBO()``.
         e_optimizer: ``params -> torch.optim.Optimizer`` for the guide's parameters.
         m_optimizer: The same for the model's; by default the same callable.
         schedule: Which role steps when; :class:`Joint` by default.
@@ -129,7 +144,7 @@ class VariationalEM:
     # What the programs own ---------------------------------------------------------------------
 
     def prepare(self, *args: Any, **kwargs: Any) -> None:
-        """Run the programs once, without training, to find their parameters and make the optimizers."""
+        """Find the programs' parameters by one run without training, and make the optimizers."""
         if self.params:
             return
         modules = modules_of(self.model, self.guide)
@@ -141,13 +156,15 @@ class VariationalEM:
         self.observed = {name: site for name, site in modelled.sites.items() if site.is_observed}
         self._plate = data_plate_of(modelled, getattr(self.objective, "data_plate", None))
         params = {role: declared[role] | undeclared[role] for role in ROLES}
-        theirs = {id(leaf) for leaf in params["model"].values()}  # what both use belongs to the model
+        # what both use belongs to the model
+        theirs = {id(leaf) for leaf in params["model"].values()}
         params["guide"] = {n: p for n, p in params["guide"].items() if id(p) not in theirs}
         self.params = params
         if not any(self.params.values()):
             raise ValueError(
-                "the programs own no trainable parameter. Expected: pyro.module, pyro.param, a PyroModule, or a "
-                "network with requires_grad in a closure. Try: register the networks with pyro.module."
+                "the programs own no trainable parameter. Expected: pyro.module, pyro.param, "
+                "a PyroModule, or a network with requires_grad in a closure. "
+                "Try: register the networks with pyro.module."
             )
         self.optimizers = {
             role: self._factories[role](list(leaves.values()))
@@ -157,13 +174,15 @@ class VariationalEM:
 
     @contextmanager
     def _in_force(self) -> Iterator[None]:
-        """The run's own parameters in force; no warning a step about parameters frozen on purpose."""
+        """The run's own parameters in force; no warnings about parameters frozen on purpose."""
         with self.scope:
             if not self._frozen:
                 yield
                 return
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*was not registered in the param store")
+                warnings.filterwarnings(
+                    "ignore", message=".*was not registered in the param store"
+                )
                 yield
 
     def _probe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -172,15 +191,16 @@ class VariationalEM:
         except (RuntimeError, IndexError) as error:
             shapes = [tuple(a.shape) for a in args if isinstance(a, Tensor)]
             raise RuntimeError(
-                f"the programs could not be run on a batch with arguments of shapes {shapes}: {error}\nExpected: data "
-                f"[B, ...] of the shape the networks were built for. Try: run guide(x), then model(x), on one batch; "
-                f"compare the size that the first layer expects with x.shape."
+                f"the programs could not be run on a batch with arguments of shapes {shapes}: "
+                f"{error}\nExpected: data [B, ...] of the shape the networks were built for. "
+                f"Try: run guide(x), then model(x), on one batch; compare the size that the first "
+                f"layer expects with x.shape."
             ) from error
 
     def _undeclared(
         self, declared: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> dict[str, dict[str, Tensor]]:
-        """Trainable parameters of networks that the programs hold and use, but never declare to Pyro."""
+        """Trainable parameters of networks that the programs use but never declare to Pyro."""
         known = {id(leaf) for leaf in declared.values()}
         found: dict[str, dict[str, Tensor]] = {role: {} for role in ROLES}
         for role in ROLES:
@@ -198,13 +218,16 @@ class VariationalEM:
                 loss = self.objective.differentiable_loss(self.model, self.guide, *args, **kwargs)
                 grads = torch.autograd.grad(loss, candidates, allow_unused=True)
             used = {id(p) for p, g in zip(candidates, grads, strict=True) if g is not None}
-        else:  # Pyro's losses may have no differentiable_loss; an unused parameter is never moved anyway
+        else:
+            # Pyro's losses may have no differentiable_loss; an unused parameter never moves anyway
             used = {id(p) for p in candidates}
-        return {r: {n: p for n, p in leaves.items() if id(p) in used} for r, leaves in found.items()}
+        return {
+            r: {n: p for n, p in leaves.items() if id(p) in used} for r, leaves in found.items()
+        }
 
     @property
     def buffers(self) -> dict[str, Tensor]:
-        """Every persistent buffer of the networks (BatchNorm's statistics, ...), by a stable name."""
+        """Every buffer of the networks (BatchNorm's statistics, ...), by a stable name."""
         return {
             f"{i}.{name}": buffer
             for i, module in enumerate(modules_of(self.model, self.guide))
@@ -266,7 +289,7 @@ class VariationalEM:
         return StepRecord(-loss, -loss, size)
 
     def _scaled_programs(self, args: Any, kwargs: Any) -> tuple[list[AnyProgram], int]:
-        """Both programs for one of Pyro's losses: N/B where the plate lacks it, and all of it over N."""
+        """Both programs for Pyro's losses: N/B where the plate lacks it, and all of it over N."""
         plate = self._plate
         size = self._plate_size(args, kwargs)
         own = plate.full_size != plate.size  # the plate subsamples by itself
@@ -284,13 +307,15 @@ class VariationalEM:
         return self._plate.size
 
     def scale_of(self, plate: DataPlate) -> float:
-        """N/B: the plate's own where it subsamples, else the number of data over the plate's size."""
+        """N/B: the plate's own where it subsamples, else N over the plate's size."""
         if plate.full_size != plate.size or self.data_size is None:
             return plate.scale
         return self.data_size / plate.size
 
     def _checked_norm(self, record: StepRecord) -> Tensor:
-        leaves = [p for params in self.params.values() for p in params.values() if p.grad is not None]
+        leaves = [
+            p for params in self.params.values() for p in params.values() if p.grad is not None
+        ]
         if self.clip_norm is not None:
             norm = torch.nn.utils.clip_grad_norm_(leaves, self.clip_norm)
         else:
@@ -304,9 +329,10 @@ class VariationalEM:
             ]
             self._zero_grad()
             raise NotFinite(
-                f"the gradient of parameter(s) {bad[:5]} is not finite (the objective is "
-                f"{record.objective.item():.6g}). No weight has moved. Try: a smaller learning rate, clip_norm=, or a "
-                f"bounded scale in the network's head (pyrovae.nn.Head)."
+                f"the gradient of parameter(s) {bad[:5]} is not finite "
+                f"(the objective is {record.objective.item():.6g}). No weight has moved. "
+                f"Try: a smaller learning rate, clip_norm=, or a bounded scale in the network's "
+                f"head (pyrovae.nn.Head)."
             )
         return norm
 
@@ -318,7 +344,10 @@ class VariationalEM:
         """Tell the schedule that an epoch has ended; `valid` is its validation data."""
 
     def evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int = 1000) -> float:
-        """The true bound on given data, nats a datum, in evaluation mode, always with the same noise."""
+        """The true bound on given data, nats a datum, in evaluation mode.
+
+        The noise is the same at every call.
+        """
         size = self._plate_size(args, kwargs)
         total = 0.0
         with self._in_force(), evaluating(self.model, self.guide), torch.random.fork_rng():
@@ -355,9 +384,13 @@ class VariationalEM:
         for role, saved in state["optimizers"].items():
             self.optimizers[role].load_state_dict(saved)
 
-    def load_params(self, params: dict[str, dict[str, Tensor]], buffers: dict[str, Tensor]) -> None:
+    def load_params(
+        self, params: dict[str, dict[str, Tensor]], buffers: dict[str, Tensor]
+    ) -> None:
         """Put saved parameters and buffers in place, without the optimizers."""
-        own = {f"{role}: {n}": p for role, leaves in self.params.items() for n, p in leaves.items()}
+        own = {
+            f"{role}: {n}": p for role, leaves in self.params.items() for n, p in leaves.items()
+        }
         own |= {f"buffer: {n}": b for n, b in self.buffers.items()}
         saved = {f"{role}: {n}": p for role, leaves in params.items() for n, p in leaves.items()}
         saved |= {f"buffer: {n}": b for n, b in buffers.items()}
@@ -365,8 +398,9 @@ class VariationalEM:
         if own.keys() != saved.keys() or wrong:
             missing, extra = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
             raise ValueError(
-                f"the saved state does not fit the programs: missing {missing[:3]}, foreign {extra[:3]}, of another "
-                f"shape {wrong[:3]}. Expected: the model and guide that were trained, built with the same sizes."
+                f"the saved state does not fit the programs: missing {missing[:3]}, "
+                f"foreign {extra[:3]}, of another shape {wrong[:3]}. "
+                f"Expected: the model and guide that were trained, built with the same sizes."
             )
         with torch.no_grad():
             for name, tensor in own.items():
@@ -383,8 +417,9 @@ def _which_datum(objective: Objective, terms: Terms) -> NotFinite:
     parts |= {f"log q of '{s.name}'": s.log_posterior for s in terms.local_latents}
     bad = [name for name, value in parts.items() if not torch.isfinite(value).all()]
     return NotFinite(
-        f"{type(objective).__name__} is not finite at row(s) {rows[:5]} of the batch"
-        f"{f', in {bad[0]}' if bad else ''}. No weight has moved. Try: check those rows; a guide or prior whose "
-        f"support fits; a smaller learning rate; clip_norm=.",
+        f"{type(objective).__name__} is not finite at row(s) {rows[:5]} "
+        f"of the batch{f', in {bad[0]}' if bad else ''}. No weight has moved. "
+        f"Try: check those rows; a guide or prior whose support fits; "
+        f"a smaller learning rate; clip_norm=.",
         rows,
     )

@@ -1,8 +1,8 @@
 """The loop around a step: epochs, validation, checkpoints, progress, resume.
 
-It knows nothing of models. Everything about what is trained is in :mod:`pyrovae.em`; everything about what is
-maximized in :mod:`pyrovae.objectives`. What is logged as ``elbo`` is always the true bound in nats a datum, free
-of KL weights and scales, so that two epochs and two runs can be compared.
+It knows nothing of models. Everything about what is trained is in :mod:`pyrovae.em`; everything
+about what is maximized is in :mod:`pyrovae.objectives`. What is logged as ``elbo`` is always the
+true bound in nats a datum, free of KL weights and scales: two epochs or two runs can be compared.
 """
 
 from __future__ import annotations
@@ -61,26 +61,31 @@ def fit(
 ) -> Run:
     """Train a model and a guide, two Pyro programs, in place.
 
-    The gradient is that of the bound on the whole data set divided by N: nats a datum, with N/B set from the data
-    where the model's plate does not subsample by itself. Parameters live in the run's own store, not in Pyro's
-    global one; ``run.export()`` puts them there.
+    The gradient is that of the bound on the whole data set divided by N: nats a datum, with N/B
+    set from the data where the model's plate does not subsample by itself. Parameters live in the
+    run's own store, not in Pyro's global one; ``run.export()`` puts them there.
 
     Args:
         model: A Pyro program p(x, z), called as ``model(*batch)``.
         guide: A Pyro program q(z|x), called likewise.
-        data: A tensor `[N, ...]`, a tuple of tensors (the model's arguments), a dict (its keyword arguments), a
-            :class:`pyrovae.datasets.Dataset`, the name of a data set, a path to ``.npy``/``.npz``, or a ``DataLoader``.
+        data: A tensor `[N, ...]`, a tuple of tensors (the model's arguments), a dict (its keyword
+            arguments), a :class:`pyrovae.datasets.Dataset`, the name of a data set, a path to a
+            ``.npy`` or ``.npz`` file, or a ``DataLoader``.
         objective: A pyrovae objective or one of Pyro's losses. Default :class:`pyrovae.ELBO`.
         schedule: Which role steps when. Default: both on every batch.
-        optimizer: ``params -> torch.optim.Optimizer``, called once a role. Default: fused Adam, lr 1e-3.
-        lr_scheduler: ``optimizer -> torch scheduler``, stepped once an epoch (``ReduceLROnPlateau`` with the
-            validation bound, or else the training bound, negated).
+        optimizer: ``params -> torch.optim.Optimizer``, called once a role. Default: fused Adam
+            with learning rate 1e-3.
+        lr_scheduler: ``optimizer -> torch scheduler``, stepped once an epoch
+            (``ReduceLROnPlateau`` with the validation bound, or else the training bound, negated).
         epochs: Passes over the data, those of a resumed run included.
         batch_size: B. A last short batch is used as it is.
-        valid: Held-out data in any of the forms of `data`, or a fraction of it; its bound is logged every epoch.
-        patience: Stop after so many epochs without a better validation bound, and go back to the best weights.
+        valid: Held-out data in any of the forms of `data`, or a fraction of it; its bound is
+            logged every epoch.
+        patience: Stop after so many epochs without a better validation bound, and go back to the
+            best weights.
         clip_norm: Clip the gradient of all parameters (nats a datum) at this Euclidean norm.
-        callbacks: Called after each epoch with its dictionary of history; one that returns True stops.
+        callbacks: Called after each epoch with its dictionary of history; training stops when
+            one returns True.
         compile: "auto" or False; this version runs eager either way.
         device: Where to train; by default where the networks are.
         seed: Of batches, noise and binarization. Torch's global generator is left as it was.
@@ -93,9 +98,10 @@ def fit(
         The trained programs with their history.
 
     Raises:
-        ValueError: Data that are empty, not finite, or outside the likelihood's support; programs that do not fit.
+        ValueError: Data that are empty, not finite, or outside the likelihood's support;
+            programs that do not fit.
         TypeError: Data of a dtype or device other than the networks'.
-        FloatingPointError: The bound or a gradient is not finite. No weight has moved in that step.
+        FloatingPointError: The bound or a gradient is not finite. That step has moved no weight.
         FileExistsError: `out` holds a run, and `resume` is False.
 
     Example:
@@ -165,7 +171,10 @@ class _Tensors:
 
 
 class _Loader:
-    """Minibatches of a torch DataLoader; a batch is the model's arguments (a dict: its keyword arguments)."""
+    """Minibatches of a torch DataLoader.
+
+    A batch is the model's arguments, or its keyword arguments if it is a dict.
+    """
 
     generator = None
 
@@ -175,8 +184,9 @@ class _Loader:
             self.size, self.steps = len(loader.dataset), len(loader)  # type: ignore[arg-type]
         except TypeError:
             raise TypeError(
-                "fit: the DataLoader's dataset has no length, and N is needed to scale global terms. Expected: a "
-                "dataset with __len__. Try: add __len__ to the dataset (an iterable one too)."
+                "fit: the DataLoader's dataset has no length, "
+                "and N is needed to scale global terms. Expected: a dataset with __len__. "
+                "Try: add __len__ to the dataset (an iterable one too)."
             ) from None
         if self.size == 0 or self.steps == 0:
             raise ValueError("fit: the DataLoader yields no batch. Expected: at least one datum.")
@@ -209,7 +219,9 @@ def _sources(data: Any, valid: Any, batch_size: int, device: torch.device, seed:
     fraction = valid if isinstance(valid, float) else None
     if isinstance(data, DataLoader):
         if fraction is not None:
-            raise ValueError("fit: valid as a fraction needs data in memory. Try: a second data set.")
+            raise ValueError(
+                "fit: valid as a fraction needs data in memory. Try: a second data set."
+            )
         source: Any = _Loader(data, device)
     else:
         dataset = as_dataset(data).to(device)
@@ -369,9 +381,9 @@ class _Loop:
         for key in ("data", "batch_size", "seed", "objective"):
             if old.get(key) != config[key]:
                 raise ValueError(
-                    f"fit: resume=True, but {key} is not that of the run in {self.folder}: {old.get(key)} there, "
-                    f"{config[key]} here. Expected: the same run continued. Try: the same arguments with more epochs, "
-                    f"or another out= for a new run."
+                    f"fit: resume=True, but {key} is not that of the run in {self.folder}: "
+                    f"{old.get(key)} there, {config[key]} here. Expected: the same run continued. "
+                    f"Try: the same arguments with more epochs, or another out= for a new run."
                 )
         self.em.load_state_dict(state["em"])
         for role, saved in state["schedulers"].items():
@@ -386,13 +398,16 @@ class _Loop:
 # Checks ----------------------------------------------------------------------------------------
 
 
-def _check_settings(epochs: int, batch_size: int, patience: int | None, valid: Any, compile: Any) -> None:
+def _check_settings(
+    epochs: int, batch_size: int, patience: int | None, valid: Any, compile: Any
+) -> None:
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"fit: {name} must be an integer of at least 1, got {value!r}.")
     if patience is not None and (valid is None or patience < 1):
         raise ValueError(
-            f"fit: patience={patience} needs validation data to judge by, and at least one epoch. Try: valid=0.1."
+            f"fit: patience={patience} needs validation data to judge by, and at least one "
+            f"epoch. Try: valid=0.1."
         )
     if compile not in ("auto", False):
         raise ValueError(f'fit: compile must be "auto" or False in this version, got {compile!r}.')
@@ -405,8 +420,8 @@ def _saved_state(folder: Path | None, resume: bool) -> dict[str, Any] | None:
         return None
     if not resume:
         raise FileExistsError(
-            f"fit: {folder} already holds a run. Expected: an empty or new folder. Try: resume=True to continue it, or "
-            f"another out=; nothing has been changed."
+            f"fit: {folder} already holds a run. Expected: an empty or new folder. "
+            f"Try: resume=True to continue it, or another out=; nothing has been changed."
         )
     return load_state(folder / CHECKPOINT[0], CHECKPOINT[1])
 
@@ -419,23 +434,30 @@ def _device_of(*programs: Any) -> torch.device:
 
 
 def _check_devices(model: Any, guide: Any, example: Any, device: torch.device) -> None:
-    dtypes = {p.dtype for m in modules_of(model, guide) for p in m.parameters() if p.is_floating_point()}
+    dtypes = {
+        p.dtype for m in modules_of(model, guide) for p in m.parameters() if p.is_floating_point()
+    }
     floats = [x for x in (*example[0], *example[1].values()) if isinstance(x, Tensor)]
     for x in floats:
         if x.is_floating_point() and len(dtypes) == 1 and x.dtype not in dtypes:
             raise TypeError(
-                f"fit: the data are {x.dtype}, the networks {next(iter(dtypes))}. Expected: one dtype. Try: "
-                f"data.to({next(iter(dtypes))}), or module.to({x.dtype})."
+                f"fit: the data are {x.dtype}, the networks {next(iter(dtypes))}. "
+                f"Expected: one dtype. Try: data.to({next(iter(dtypes))}), "
+                f"or module.to({x.dtype})."
             )
         if x.device.type != device.type:
-            raise TypeError(f"fit: the data are on {x.device}, the networks on {device}. Try: device=.")
+            raise TypeError(
+                f"fit: the data are on {x.device}, the networks on {device}. Try: device=."
+            )
 
 
 def _check_against_support(em: VariationalEM, data: Any, example: Any) -> None:
-    """Look at every datum, before a weight moves: inside the support of the site that observes it?"""
+    """Before a weight moves, check each datum against the support of the site that observes it."""
     if not isinstance(data, _Tensors):
         return
-    given = {id(x): i for i, x in enumerate(example[0])} | {id(x): n for n, x in example[1].items()}
+    given = {id(x): i for i, x in enumerate(example[0])} | {
+        id(x): n for n, x in example[1].items()
+    }
     for name, site in em.observed.items():
         key = given.get(id(site.value))
         if key is None:
@@ -445,9 +467,11 @@ def _check_against_support(em: VariationalEM, data: Any, example: Any) -> None:
         else:
             values = data.dataset.args[key] if isinstance(key, int) else data.dataset.kwargs[key]
         try:
-            check_support(values, _plain(site.fn.support), f"fit: site '{name}' ({_family(site.fn)})")
-        except (NotImplementedError, RuntimeError):  # a support with a shape of its own: left to Pyro
-            continue
+            check_support(
+                values, _plain(site.fn.support), f"fit: site '{name}' ({_family(site.fn)})"
+            )
+        except (NotImplementedError, RuntimeError):
+            continue  # a support with a shape of its own: left to Pyro
 
 
 def _plain(support: Any) -> Any:

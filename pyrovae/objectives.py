@@ -1,4 +1,6 @@
-r"""Losses for ``pyro.infer.SVI`` and for ``fit``: each is a few lines over :class:`~pyrovae.traces.Terms`.
+r"""Losses for ``pyro.infer.SVI`` and for ``fit``, a few lines each.
+
+All of them are functions of :class:`~pyrovae.traces.Terms`.
 
 The two SGVB estimators of the ELBO (Kingma & Welling 2014, arXiv:1312.6114, eq. 6 and 7),
 
@@ -6,14 +8,15 @@ The two SGVB estimators of the ELBO (Kingma & Welling 2014, arXiv:1312.6114, eq.
     \text{A:}\quad & \tfrac1K \sum_k \log p(x|z_k) + \log p(z_k) - \log q(z_k|x) \\
     \text{B:}\quad & \tfrac1K \sum_k \log p(x|z_k) - \mathrm{KL}(q(z|x) \,\|\, p(z)),
 
-and the importance-weighted bound (Burda et al. 2016, arXiv:1509.00519)
-:math:`\log \tfrac1K \sum_k w_k`.
+and the importance-weighted bound :math:`\log \tfrac1K \sum_k w_k` (Burda et al. 2016,
+arXiv:1509.00519).
 
 An objective offers three views of itself:
 
-* ``per_datum(model, guide, *args) -> [B]``: the true bound in nats, higher is better, free of KL weights, free
-  bits, ``poutine.scale`` and N/B;
-* ``surrogate(model, guide, *args)``: the scalar that is *maximized*, a sum over the data plate times N/B;
+* ``per_datum(model, guide, *args) -> [B]``: the true bound in nats, higher is better, free of KL
+  weights, free bits, ``poutine.scale`` and N/B;
+* ``surrogate(model, guide, *args)``: the scalar that is *maximized*, a sum over the data plate
+  times N/B;
 * Pyro's interface (``loss``, ``differentiable_loss``, ``loss_and_grads``): minus the surrogate.
 """
 
@@ -44,12 +47,15 @@ class Objective(pyro.infer.ELBO):
 
     Args:
         particles: K, draws a datum.
-        data_plate: Name of the plate over data; by default the outermost that holds every observed site.
+        data_plate: Name of the plate over data; by default the outermost plate that holds every
+            observed site.
     """
 
     def __init__(self, particles: int = 1, data_plate: str | None = None) -> None:
         if particles < 1:
-            raise ValueError(f"{type(self).__name__}: particles must be at least 1, got {particles}.")
+            raise ValueError(
+                f"{type(self).__name__}: particles must be at least 1, got {particles}."
+            )
         super().__init__(num_particles=particles)
         self.particles = particles
         self.data_plate = data_plate
@@ -60,7 +66,7 @@ class Objective(pyro.infer.ELBO):
         """The true bound of each datum, `[B]`, nats."""
 
     def objective(self, terms: Terms) -> Tensor:
-        """What is differentiated for each datum, `[B]`; the bound itself unless a subclass says otherwise."""
+        """What is differentiated for each datum, `[B]`; by default the bound itself."""
         return self.bound(terms)
 
     def global_objective(self, terms: Terms) -> Tensor | float:
@@ -96,7 +102,7 @@ class Objective(pyro.infer.ELBO):
         return self.surrogate_of(self.terms(model, guide, *args, **kwargs))
 
     def surrogate_of(self, terms: Terms, scale: float | None = None) -> Tensor:
-        """:meth:`surrogate` of terms at hand, with another N/B if the caller knows better than the plate."""
+        """:meth:`surrogate` of terms at hand; `scale`, if given, replaces the plate's N/B."""
         if torch.is_grad_enabled():
             for latent in terms.latents.values():
                 if not latent.posterior.has_rsample:
@@ -128,7 +134,7 @@ class Objective(pyro.infer.ELBO):
     def loss_and_grads(
         self, model: AnyProgram, guide: AnyProgram, *args: Any, **kwargs: Any
     ) -> float:
-        """Minus the surrogate, as a number, after adding its gradients to every parameter's ``.grad``."""
+        """Minus the surrogate, as a number; adds its gradients to every parameter's ``.grad``."""
         with torch.enable_grad():
             loss = self.differentiable_loss(model, guide, *args, **kwargs)
             if loss.requires_grad:
@@ -136,24 +142,27 @@ class Objective(pyro.infer.ELBO):
         return loss.item()
 
     def _get_trace(self, model: AnyProgram, guide: AnyProgram, args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError(f"{type(self).__name__} works on pyrovae.terms, not on Pyro's traces.")
+        raise NotImplementedError(
+            f"{type(self).__name__} works on pyrovae.terms, not on Pyro's traces."
+        )
 
 
 class ELBO(Objective):
-    r"""Evidence lower bound, sampled (estimator A) or with analytic KL where that is right (estimator B).
+    r"""Evidence lower bound, sampled (estimator A) or with analytic KL where right (estimator B).
 
     .. math:: \mathcal L(x) = E_q[\log p(x|z)] - \lambda \, \mathrm{KL}(q(z|x) \,\|\, p(z)),
         \qquad \lambda = \texttt{kl\_weight}
 
-    With ``analytic_kl=True`` a site's KL is closed-form if torch knows it *and* the site's prior depends on
-    nothing drawn from the site in the guide; otherwise that site is sampled. The surrogate has the KL weight,
-    free bits and every ``poutine.scale``; :meth:`per_datum` has none of them.
+    With ``analytic_kl=True`` a site's KL is closed-form if torch knows it *and* the site's prior
+    depends on nothing drawn from the site in the guide; otherwise that site is sampled. The
+    surrogate has the KL weight, free bits and every ``poutine.scale``; :meth:`per_datum` has none
+    of them.
 
     Args:
         analytic_kl: Estimator B where valid; False is estimator A throughout.
         kl_weight: lambda; a number or a 0-d tensor, may be 0, may be changed between steps.
-        free_bits: nats a latent site may use at no cost: its KL, averaged over the batch, is replaced by
-            ``free_bits`` where smaller (Kingma et al. 2016, arXiv:1606.04934).
+        free_bits: Nats a latent site may use at no cost: its KL, averaged over the batch, is
+            replaced by ``free_bits`` where smaller (Kingma et al. 2016, arXiv:1606.04934).
         particles: K, draws a datum.
         data_plate: Name of the plate over data.
 
@@ -178,7 +187,9 @@ class ELBO(Objective):
         if not isinstance(kl_weight, Tensor) and not 0 <= kl_weight < float("inf"):
             raise ValueError(f"ELBO: kl_weight must be finite and at least 0, got {kl_weight}.")
         if not 0 <= free_bits < float("inf"):
-            raise ValueError(f"ELBO: free_bits must be finite and at least 0 nats, got {free_bits}.")
+            raise ValueError(
+                f"ELBO: free_bits must be finite and at least 0 nats, got {free_bits}."
+            )
         self.analytic_kl = analytic_kl
         self.kl_weight = kl_weight
         self.free_bits = free_bits
@@ -229,7 +240,10 @@ class ELBO(Objective):
 
 
 class _MultiSample(Objective):
-    """What bounds with a log-sum-exp share: no global latents, no scale inside, weights of one datum only."""
+    """What bounds with a log-sum-exp share.
+
+    No global latents, no scale inside the logarithm, and only the weights of one datum.
+    """
 
     def bound_of(self, terms: Terms) -> Tensor:
         self._check(terms)
@@ -256,9 +270,10 @@ class _MultiSample(Objective):
                 isinstance(other, Tensor) or isinstance(weight, Tensor) or other != weight
             ):
                 raise ValueError(
-                    f"{type(self).__name__}: poutine.scale differs between sites '{named[0][0]}' ({weight}) and "
-                    f"'{name}' ({other}); inside the log-sum-exp it would not give a bound. Expected: one scale for "
-                    f"all of model and guide. Try: pv.ELBO(kl_weight=...) for annealing, or scale both programs whole."
+                    f"{type(self).__name__}: poutine.scale differs between sites '{named[0][0]}' "
+                    f"({weight}) and '{name}' ({other}); inside the log-sum-exp it would not "
+                    f"give a bound. Expected: one scale for all of model and guide. "
+                    f"Try: pv.ELBO(kl_weight=...) for annealing, or scale both programs whole."
                 )
         return weight
 
@@ -266,18 +281,20 @@ class _MultiSample(Objective):
 class IWAE(_MultiSample):
     r"""Importance-weighted bound :math:`\log \frac1K \sum_k p(x, z_k) / q(z_k|x)` of each datum.
 
-    At least the ELBO and at most log p(x) in expectation, tighter as K grows. N/B of a subsampled plate and a
-    ``poutine.scale`` around both programs are applied after the logarithm.
+    At least the ELBO and at most log p(x) in expectation, tighter as K grows. N/B of a subsampled
+    plate and a ``poutine.scale`` around both programs are applied after the logarithm.
 
     Args:
         particles: K, draws a datum.
-        estimator: What is differentiated. ``"iwae"``: the bound. ``"stl"``: the bound with log q's own parameters
-            stopped (Roeder et al. 2017, arXiv:1703.09194; biased for K > 1). ``"dreg"``: the model's gradient with
-            weights w, the guide's with squared weights (Tucker et al. 2019, arXiv:1810.04152; unbiased).
+        estimator: What is differentiated. ``"iwae"``: the bound. ``"stl"``: the bound with log q's
+            own parameters stopped (Roeder et al. 2017, arXiv:1703.09194; biased for K > 1).
+            ``"dreg"``: the model's gradient with weights w, the guide's with squared weights
+            (Tucker et al. 2019, arXiv:1810.04152; unbiased).
         data_plate: Name of the plate over data.
 
     Raises:
-        ValueError: A global latent, a subsampled inner plate, or a scale on some sites only (on use).
+        ValueError: On use, for a global latent, a subsampled inner plate, or a scale on some
+            sites only.
 
     Source: Burda, Grosse & Salakhutdinov (2016), arXiv:1509.00519.
 
@@ -295,7 +312,9 @@ class IWAE(_MultiSample):
     ) -> None:
         super().__init__(particles, data_plate)
         if estimator not in ("iwae", "stl", "dreg"):
-            raise ValueError(f'IWAE: estimator must be "iwae", "stl" or "dreg", got {estimator!r}.')
+            raise ValueError(
+                f'IWAE: estimator must be "iwae", "stl" or "dreg", got {estimator!r}.'
+            )
         self.estimator = estimator
 
     def bound(self, terms: Terms) -> Tensor:
@@ -315,10 +334,13 @@ class IWAE(_MultiSample):
 
 
 def _doubly_reparameterized(terms: Terms, log_weights: Tensor) -> Tensor:
-    r"""The bound, with gradient :math:`\sum_k \tilde w_k \nabla_\theta \log w_k + \tilde w_k^2 \nabla_\phi \log w_k`.
+    r"""The bound, with the doubly reparameterized gradient.
 
-    Both enter through log w: phi only through the draws once log q's own parameters are stopped. So the gradient
-    that arrives at a draw is multiplied by one more weight, by a hook, and the model's own stays as it is.
+    .. math:: \sum_k \tilde w_k \nabla_\theta \log w_k + \tilde w_k^2 \nabla_\phi \log w_k
+
+    Both enter through log w: phi only through the draws once log q's own parameters are stopped.
+    So the gradient that arrives at a draw is multiplied by one more weight, by a hook, and the
+    model's own stays as it is.
     """
     weights = bounds.normalized_weights(log_weights)  # [K, B]
     for latent in terms.local_latents:
@@ -340,7 +362,10 @@ class Renyi(_MultiSample):
     def __init__(self, alpha: float, particles: int, data_plate: str | None = None) -> None:
         super().__init__(particles, data_plate)
         if not 0 <= alpha < float("inf"):
-            raise ValueError(f"Renyi: alpha must be finite and at least 0, got {alpha}: it is no lower bound otherwise.")
+            raise ValueError(
+                f"Renyi: alpha must be finite and at least 0, got {alpha}: "
+                f"it is no lower bound otherwise."
+            )
         self.alpha = alpha
 
     def bound(self, terms: Terms) -> Tensor:

@@ -1,7 +1,8 @@
 """What training leaves behind: the trained programs, their parameters, the history, a folder.
 
-A Pyro program does not hold its own ``pyro.param`` values; they live in a global store. A :class:`Run` keeps
-them, and hands out the programs wrapped so that they find their own wherever they are called.
+A Pyro program does not hold its own ``pyro.param`` values; they live in a global store. A
+:class:`Run` keeps them, and hands out the programs wrapped so that they find their own wherever
+they are called.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ class Run:
     Attributes:
         model: The model, carrying its parameters with it wherever it is called.
         guide: The guide, likewise.
-        history: One dictionary an epoch: ``epoch``, ``step``, ``elbo`` (the true bound, nats a datum), ``objective``
-            (what was maximized), ``valid_elbo``, ``lr``, ``grad_norm``, ``seconds``.
+        history: One dictionary an epoch, with keys ``epoch``, ``step``, ``elbo`` (the true bound,
+            nats a datum), ``objective`` (what was maximized), ``valid_elbo``, ``lr``,
+            ``grad_norm`` and ``seconds``.
         path: The folder of the run, or None.
         config: What was run: sizes, seeds, versions, data.
     """
@@ -81,9 +83,10 @@ class Run:
 
 
 def program_spec(model: Any, guide: Any) -> dict[str, Any]:
-    """How a pair can be built again: a VAE's arguments, or where its functions can be imported from.
+    """How a pair can be built again: a VAE's arguments, or the functions' import paths.
 
-    Empty for programs that cannot be found by name (closures, lambdas); :func:`load_run` then needs them given.
+    Empty for programs that cannot be found by name (closures, lambdas); :func:`load_run` then
+    needs them given.
     """
     owner = getattr(model, "__self__", None)
     if isinstance(owner, VAE) and getattr(guide, "__self__", None) is owner:
@@ -99,11 +102,14 @@ def program_spec(model: Any, guide: Any) -> dict[str, Any]:
 
 
 def load_run(path: str | Path, model: Any = None, guide: Any = None) -> Run:
-    """Load a run's folder, ready to evaluate; ``fit(..., out=path, resume=True)`` continues its training.
+    """Load a run's folder, ready to evaluate.
+
+    ``fit(..., out=path, resume=True)`` continues its training instead.
 
     Args:
         path: The folder given as ``out`` when the run was trained.
-        model: The model, built with the same sizes; only for programs that cannot be imported by name.
+        model: The model, built with the same sizes; only needed for programs that cannot be
+            imported by name.
         guide: The guide, likewise.
 
     Raises:
@@ -116,8 +122,8 @@ def load_run(path: str | Path, model: Any = None, guide: Any = None) -> Run:
         config = json.loads((path / "config.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise CheckpointError(
-            f"load_run: {path / 'config.json'} cannot be read: {error}. Expected: the folder of a run. Try: the folder "
-            f"given as out= when it was trained."
+            f"load_run: {path / 'config.json'} cannot be read: {error}. "
+            f"Expected: the folder of a run. Try: the folder given as out= when it was trained."
         ) from None
     if model is None or guide is None:
         model, guide = _rebuild(config["program"], path)
@@ -136,8 +142,9 @@ def _rebuild(spec: dict[str, Any], path: Path) -> tuple[Any, Any]:
         return vae.model, vae.guide
     if not spec:
         raise ValueError(
-            f"load_run: the programs of {path} cannot be imported by name (closures, or functions of __main__). "
-            f"Expected: the pair that was trained. Try: pv.load_run(path, model=model, guide=guide)."
+            f"load_run: the programs of {path} cannot be imported by name (closures, "
+            f"or functions of __main__). Expected: the pair that was trained. "
+            f"Try: pv.load_run(path, model=model, guide=guide)."
         )
     pair = []
     for role in ("model", "guide"):
@@ -146,7 +153,8 @@ def _rebuild(spec: dict[str, Any], path: Path) -> tuple[Any, Any]:
             pair.append(getattr(importlib.import_module(module), name))
         except (ImportError, AttributeError) as error:
             raise ValueError(
-                f"load_run: the {role} {spec[role]} of {path} cannot be imported: {error}. Try: run from the folder "
-                f"that holds it, or pv.load_run(path, model=model, guide=guide)."
+                f"load_run: the {role} {spec[role]} of {path} cannot be imported: {error}. "
+                f"Try: run from the folder that holds it, "
+                f"or pv.load_run(path, model=model, guide=guide)."
             ) from None
     return pair[0], pair[1]

@@ -18,7 +18,7 @@ from torch.distributions import kl_divergence
 
 
 class PPCA:
-    """Probabilistic PCA with loadings `W` `[D, L]`, noise `sigma`, and `mean` `[D]` (0 by default)."""
+    """Probabilistic PCA with loadings `W` `[D, L]`, noise `sigma`, and `mean` `[D]`."""
 
     def __init__(self, W: Tensor, sigma: float = 0.5, mean: Tensor | None = None) -> None:
         self.W, self.sigma = W, float(sigma)

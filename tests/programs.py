@@ -1,6 +1,7 @@
-"""About twenty model/guide pairs, written as Pyro users write them: the contract of everything above traces.
+"""About twenty model/guide pairs, written as Pyro users write them.
 
-Nothing here imports pyrovae. Each builder returns `(model, guide, args, kwargs)`.
+They are the contract of everything above traces. Nothing here imports pyrovae. Each builder
+returns `(model, guide, args, kwargs)`.
 """
 
 from __future__ import annotations

@@ -50,8 +50,8 @@ def test_kl_of_a_full_covariance_is_exact_and_its_units_are_marginals():
     report = collapse_report(*ppca.programs("exact"), x)
     q = ppca.posterior(x)
     prior = dist.MultivariateNormal(torch.zeros(2), torch.eye(2))
-    # torch has no KL between a MultivariateNormal and independent Normals: sampled, 10 draws of
-    # 40 data
+    # torch has no KL between a MultivariateNormal and independent Normals: sampled, with
+    # 10 draws of 40 data
     assert report.kl["z"] == pytest.approx(kl_divergence(q, prior).mean().item(), abs=0.4)
     marginal = dist.Normal(q.mean, q.variance.sqrt())
     expected = kl_divergence(marginal, dist.Normal(0.0, 1.0)).mean(0)
@@ -97,8 +97,8 @@ def test_medians_stand_in_where_there_is_no_mean():
     torch.testing.assert_close(report.unit_variance["z"][0], x.var())
     assert report.active_units["z"] == 1
     assert any("by medians" in note for note in report.notes)
-    # no KL of Cauchys in torch: sampled; KL = log of ((s + t)^2 + d^2) / (4 s t) (Chyzak &
-    # Nielsen 2019)
+    # no KL of Cauchys in torch: sampled; KL = log of ((s + t)^2 + d^2) / (4 s t)
+    # (Chyzak & Nielsen 2019)
     exact = torch.log((1.5**2 + (x * torch.tensor([1.0, 0.0])) ** 2) / 2).mean(0)
     # sd of a log-ratio is below 1 nat: 80 000 draws, 5 sigma = 0.02
     torch.testing.assert_close(report.kl_per_unit["z"], exact, rtol=0, atol=0.02)
@@ -183,7 +183,7 @@ def test_every_local_program_is_reported(program):
 
 
 def test_the_kl_of_a_bottom_up_guide_is_sampled():
-    """z2 ~ N(0, 1), z1 | z2 ~ N(z2, 1); guide z1 ~ N(x, 1), z2 | z1 ~ N(z1 / 2, 1/2): KL of z1 by integration."""
+    """z1 | z2 ~ N(z2, 1); guide z1 ~ N(x, 1), z2 | z1 ~ N(z1 / 2, 1/2): KL by integration."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -201,9 +201,8 @@ def test_the_kl_of_a_bottom_up_guide_is_sampled():
     # E log q(z1) - E log p(z1 | z2) = -1/2 + E (z1 - z2)^2 / 2, with z1 - z2 = z1 / 2 - noise:
     # (x^2 + 1) / 4 + 1/2
     exact = (-0.5 + ((x**2 + 1) / 4 + 0.5) / 2).mean().item()
-    assert report.kl["z1"] == pytest.approx(
-        exact, abs=0.02
-    )  # 120 000 draws of sd about 1: 5 sigma = 0.015
+    # 120 000 draws of sd about 1: 5 sigma = 0.015
+    assert report.kl["z1"] == pytest.approx(exact, abs=0.02)
 
 
 def test_options_are_checked():

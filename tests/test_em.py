@@ -1,4 +1,4 @@
-"""Variational EM: what a step moves, what it leaves behind, and the traps of Pyro's parameter store."""
+"""Variational EM: what a step moves, what it leaves behind, the traps of Pyro's param store."""
 
 import warnings
 
@@ -25,7 +25,9 @@ def moved(before, model, guide):
     return [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
 
 
-@pytest.mark.parametrize("program", [p for p in programs.PROGRAMS if p.pathwise], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "program", [p for p in programs.PROGRAMS if p.pathwise], ids=lambda p: p.name
+)
 @pytest.mark.filterwarnings("ignore:the programs cannot run with a particle")
 def test_every_supported_program_trains(program):
     model, guide, args, kwargs = program.build()
@@ -68,7 +70,7 @@ def test_networks_held_but_never_declared_are_trained_if_used():
 
 
 def test_a_step_uses_fresh_gradients_and_leaves_none():
-    """Trap D8: gradients that somebody else left behind do not enter, and none is left for the next."""
+    """Trap D8: gradients that somebody else left behind do not enter, and none is left behind."""
     results = []
     for stale in (False, True):
         model, guide, args, _ = programs.with_pyro_module()
@@ -117,7 +119,9 @@ def test_d10_evaluation_never_moves_a_weight():
     assert all(moved(before, model, guide))
 
 
-@pytest.mark.parametrize("build", [programs.with_pyro_module, programs.with_pyro_modules], ids=lambda b: b.__name__)
+@pytest.mark.parametrize(
+    "build", [programs.with_pyro_module, programs.with_pyro_modules], ids=lambda b: b.__name__
+)
 def test_d11_a_second_model_of_the_same_names_trains(build):
     for _ in range(2):
         model, guide, args, kwargs = build()
@@ -165,7 +169,7 @@ def test_d12_local_parameters_train():
 
 
 def test_pyros_losses_get_the_missing_scale():
-    """A plate of size B in a data set of N: local terms times N/B, global terms once, all over N."""
+    """A plate of size B, N data: local terms times N/B, global terms once, all over N."""
 
     def model(x):
         shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
@@ -190,7 +194,8 @@ def test_pyros_losses_get_the_missing_scale():
     log_p, log_q = dist.Normal(0.0, 1.0).log_prob(z), dist.Normal(0.3, 0.5).log_prob(z)
     expected = (10 * dist.Normal(z, 1.0).log_prob(x).sum() + log_p - log_q) / 100
     assert values["ours"] == pytest.approx(expected.item(), rel=1e-9)
-    assert values["theirs"] == pytest.approx(expected.item(), rel=1e-6)  # Pyro returns a float32 total
+    # Pyro returns a float32 total
+    assert values["theirs"] == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_a_bad_batch_stops_before_a_weight_moves():
@@ -200,7 +205,9 @@ def test_a_bad_batch_stops_before_a_weight_moves():
     before = clones(model, guide)
     bad = x.clone()
     bad[3, 1] = float("inf")
-    with pytest.raises(NotFinite, match=r"not finite at row\(s\) \[3\] of the batch, in log p\(x\|z\)") as error:
+    with pytest.raises(
+        NotFinite, match=r"not finite at row\(s\) \[3\] of the batch, in log p\(x\|z\)"
+    ) as error:
         em.step(bad)
     assert error.value.rows == [3]
     assert not any(moved(before, model, guide))
@@ -223,7 +230,10 @@ def test_a_gradient_that_is_not_finite_names_its_parameter():
             pyro.sample("z", dist.Normal((power - power.detach()).abs().sqrt(), 1.0 + width))
 
     em = pv.VariationalEM(model, guide)
-    with pytest.raises(NotFinite, match=r"gradient of parameter\(s\) \['power'\] is not finite.*No weight has moved"):
+    with pytest.raises(
+        NotFinite,
+        match=r"gradient of parameter\(s\) \['power'\] is not finite.*No weight has moved",
+    ):
         em.step(torch.randn(4))
 
 
@@ -264,11 +274,16 @@ def test_evaluating_switches_modes_and_puts_them_back():
 def test_a_scope_survives_an_exception_and_nests():
     scope = pv.traces.ParamScope()
     pyro.param("outside", torch.tensor(1.0))
-    with pytest.raises(RuntimeError, match="stop"), scope:
-        pyro.param("inside", torch.tensor(2.0))
+
+    def stopped():
         with scope:
-            assert "inside" in pyro.get_param_store()
-        raise RuntimeError("stop")
+            pyro.param("inside", torch.tensor(2.0))
+            with scope:
+                assert "inside" in pyro.get_param_store()
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        stopped()
     assert list(pyro.get_param_store()) == ["outside"]
     assert list(scope.unconstrained) == ["inside"]
     scope.export()

@@ -1,4 +1,4 @@
-"""The loop: what it takes, what it refuses and how it says so, and that a run can be continued to the last bit."""
+"""The loop: what it takes, what it refuses and how, and runs continued to the last bit."""
 
 import json
 import math
@@ -19,11 +19,15 @@ from tests.ppca import PPCA
 
 def vae(seed=0, **options):
     torch.manual_seed(seed)
-    return pv.models.VAE(programs.D, 2, 8, likelihood="normal_fixed", likelihood_args={"scale": 0.7}, **options)
+    return pv.models.VAE(
+        programs.D, 2, 8, likelihood="normal_fixed", likelihood_args={"scale": 0.7}, **options
+    )
 
 
 def short(net, data, **options):
-    return pv.fit(net.model, net.guide, data, **{"epochs": 2, "batch_size": 4, "progress": False} | options)
+    return pv.fit(
+        net.model, net.guide, data, **{"epochs": 2, "batch_size": 4, "progress": False} | options
+    )
 
 
 def same(a, b):
@@ -61,14 +65,24 @@ def test_an_enumerated_label_trains_with_pyros_loss():
 
     x = locs[torch.randint(3, (60,))] + 0.3 * torch.randn(60, programs.D)
     run = pv.fit(
-        model, guide, x, objective=TraceEnum_ELBO(), epochs=20, batch_size=30, optimizer=pv.adam(0.05), progress=False
+        model,
+        guide,
+        x,
+        objective=TraceEnum_ELBO(),
+        epochs=20,
+        batch_size=30,
+        optimizer=pv.adam(0.05),
+        progress=False,
     )
     assert run.history[-1]["elbo"] > run.history[0]["elbo"] + 0.3
     assert set(run.params) == {"weights", "centers"}
 
 
 def test_exact_answer_a_linear_gaussian_model_reaches_its_maximum():
-    """Probabilistic PCA: the maximum of log p(x) is known (Tipping & Bishop 1999), and the guide can be exact."""
+    """Probabilistic PCA: the guide can be exact, and the maximum of log p(x) is known.
+
+    Source: Tipping & Bishop (1999).
+    """
     x = PPCA.random(features=4, latent=1, sigma=0.6).sample(200)
     centered = x - x.mean(0)
     values = torch.linalg.eigvalsh(centered.T @ centered / len(x)).flip(0)
@@ -121,7 +135,10 @@ def test_the_scale_of_global_terms_comes_from_the_data():
         scale = pyro.param("scale", torch.tensor(0.3), constraint=dist.constraints.positive)
         pyro.sample("mean", dist.Normal(loc, scale))
 
-    for objective in (pv.ELBO(particles=8), Trace_ELBO(num_particles=8, vectorize_particles=True, max_plate_nesting=1)):
+    for objective in (
+        pv.ELBO(particles=8),
+        Trace_ELBO(num_particles=8, vectorize_particles=True, max_plate_nesting=1),
+    ):
         pyro.clear_param_store()
         run = pv.fit(
             model,
@@ -141,7 +158,9 @@ def test_the_scale_of_global_terms_comes_from_the_data():
 def test_plain_pyro_programs_go_all_the_way():
     """A model and a guide with no class of ours in them: fit, then everything that judges."""
     model, guide, (x,), _ = programs.with_bare_params()
-    run = pv.fit(model, guide, x, epochs=20, batch_size=len(x), optimizer=pv.adam(0.05), progress=False)
+    run = pv.fit(
+        model, guide, x, epochs=20, batch_size=len(x), optimizer=pv.adam(0.05), progress=False
+    )
     assert len(pyro.get_param_store()) == 0  # nothing leaks
     bound = pv.ELBO().per_datum(run.model, run.guide, x)
     evidence = pv.log_evidence(run.model, run.guide, x, particles=200, seed=0)
@@ -195,7 +214,9 @@ class Normed(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(programs.D, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 4))
+        self.net = nn.Sequential(
+            nn.Linear(programs.D, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 4)
+        )
         self.decoder = nn.Linear(2, programs.D)
 
     def model(self, x):
@@ -234,13 +255,21 @@ def test_d13_to_d15_ten_epochs_are_five_and_five_to_the_last_bit(tmp_path, objec
     second = normed()
     second.decoder.weight.data.fill_(7.0)  # whatever it starts from
     torch.manual_seed(123)
-    resumed = pv.fit(second.model, second.guide, x, epochs=10, out=tmp_path / "parts", resume=True, **options)
-    for (name, a), (_, b) in zip(whole.state_dict().items(), second.state_dict().items(), strict=True):
+    resumed = pv.fit(
+        second.model, second.guide, x, epochs=10, out=tmp_path / "parts", resume=True, **options
+    )
+    for (name, a), (_, b) in zip(
+        whole.state_dict().items(), second.state_dict().items(), strict=True
+    ):
         assert torch.equal(a, b), name
     assert torch.equal(straight.params["noise"], resumed.params["noise"])
     drop = {"seconds"}
     pairs = zip(straight.history, resumed.history, strict=True)
-    assert all({k: v for k, v in a.items() if k not in drop} == {k: v for k, v in b.items() if k not in drop} for a, b in pairs)
+    assert all(
+        {k: v for k, v in a.items() if k not in drop}
+        == {k: v for k, v in b.items() if k not in drop}
+        for a, b in pairs
+    )
 
 
 def test_a_saved_run_loads_and_judges_the_same(tmp_path):
@@ -292,8 +321,10 @@ def test_resuming_with_other_data_is_refused(tmp_path):
     short(vae(), programs.data(), out=tmp_path)
     with pytest.raises(ValueError, match="resume=True, but data is not that of the run"):
         short(vae(), programs.data(seed=9), out=tmp_path, resume=True, epochs=3)
+    net = pv.models.VAE(
+        programs.D, 3, 8, likelihood="normal_fixed", likelihood_args={"scale": 0.7}
+    )
     with pytest.raises(ValueError, match="do not fit|does not fit the programs"):
-        net = pv.models.VAE(programs.D, 3, 8, likelihood="normal_fixed", likelihood_args={"scale": 0.7})
         short(net, programs.data(), out=tmp_path, resume=True, epochs=3)
 
 
@@ -322,7 +353,11 @@ def test_damaged_checkpoints_are_refused_and_left_alone(tmp_path, damage, which)
 
 
 def test_d14_states_are_plain_files_and_a_cut_write_leaves_the_previous(tmp_path, monkeypatch):
-    state = {"a": torch.arange(3), "b": [1, (2.5, None)], "c": {3: torch.ones(2, dtype=torch.bool), "d": "text"}}
+    state = {
+        "a": torch.arange(3),
+        "b": [1, (2.5, None)],
+        "c": {3: torch.ones(2, dtype=torch.bool), "d": "text"},
+    }
     save_state(tmp_path, "s", state)
     loaded = load_state(tmp_path, "s")
     assert loaded["b"] == [1, (2.5, None)]
@@ -356,7 +391,9 @@ def test_states_with_foreign_objects_are_refused(tmp_path):
 
 def test_callbacks_stop_and_see_the_history():
     seen = []
-    run = short(vae(), programs.data(), epochs=9, callbacks=[seen.append, lambda r: r["epoch"] == 3])
+    run = short(
+        vae(), programs.data(), epochs=9, callbacks=[seen.append, lambda r: r["epoch"] == 3]
+    )
     assert [r["epoch"] for r in seen] == [1, 2, 3]
     assert run.history == seen
     assert {"elbo", "objective", "grad_norm", "lr", "seconds", "step"} <= set(seen[0])
@@ -404,8 +441,19 @@ def test_a_failing_epoch_says_where_and_keeps_the_checkpoint(tmp_path):
         for p in net.decoder.parameters():
             p.data.fill_(1e200)
 
-    with pytest.raises(FloatingPointError, match=r"fit: epoch 4, step 10, row\(s\) .*last checkpoint in .* is intact"):
-        short(net, x, out=tmp_path, resume=True, epochs=9, callbacks=[explode], checkpoint_seconds=1e9)
+    with pytest.raises(
+        FloatingPointError,
+        match=r"fit: epoch 4, step 10, row\(s\) .*last checkpoint in .* is intact",
+    ):
+        short(
+            net,
+            x,
+            out=tmp_path,
+            resume=True,
+            epochs=9,
+            callbacks=[explode],
+            checkpoint_seconds=1e9,
+        )
     assert load_state(tmp_path / "checkpoint", "last")["step"] == before
 
 
@@ -425,8 +473,16 @@ def bad_row(value):
         (lambda: bad_row(float("inf")), ValueError, "inf at row 4, feature 2"),
         (lambda: torch.zeros(0, programs.D), ValueError, "empty data"),
         (lambda: torch.zeros(9, 28, 28, dtype=torch.uint8), TypeError, r"x.float\(\) / 255"),
-        (lambda: programs.data().float(), TypeError, "the data are torch.float32, the networks torch.float64"),
-        (lambda: torch.randn(9, 7), ValueError, r"expected a batch of shape \[B, 5\], got \[4, 7\]"),
+        (
+            lambda: programs.data().float(),
+            TypeError,
+            "the data are torch.float32, the networks torch.float64",
+        ),
+        (
+            lambda: torch.randn(9, 7),
+            ValueError,
+            r"expected a batch of shape \[B, 5\], got \[4, 7\]",
+        ),
         (lambda: "digist", ValueError, "did you mean 'digits"),
     ],
     ids=["nan", "inf", "empty", "uint8", "dtype", "features", "name"],
@@ -462,7 +518,10 @@ def test_values_outside_the_likelihoods_support_are_refused(likelihood, bad, sup
 
 def test_a_wrong_feature_size_in_plain_programs_says_what_to_try():
     model, guide, _, _ = programs.with_pyro_module()
-    with pytest.raises(RuntimeError, match=r"(?s)arguments of shapes \[\(4, 9\)\].*Try: run guide\(x\), then model\(x\)"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"(?s)arguments of shapes \[\(4, 9\)\].*Try: run guide\(x\), then model\(x\)",
+    ):
         pv.fit(model, guide, torch.randn(12, 9), batch_size=4, progress=False)
 
 
@@ -470,12 +529,18 @@ def _pair(model_site="z", guide_site="z", event=1, plate=True):
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample(model_site, programs.prior())
-            pyro.sample("x", programs.likelihood(z.sum(-1, keepdim=True) + torch.zeros(programs.D)), obs=x)
+            pyro.sample(
+                "x", programs.likelihood(z.sum(-1, keepdim=True) + torch.zeros(programs.D)), obs=x
+            )
 
     def guide(x):
         loc = pyro.param("loc", torch.zeros(2))
         with pyro.plate("data", len(x)):
-            d = dist.Normal(loc.expand(len(x), 2), 1.0).to_event(1) if event else dist.Normal(loc[0], 1.0)
+            d = (
+                dist.Normal(loc.expand(len(x), 2), 1.0).to_event(1)
+                if event
+                else dist.Normal(loc[0], 1.0)
+            )
             pyro.sample(guide_site, d)
 
     return model, guide
@@ -484,7 +549,10 @@ def _pair(model_site="z", guide_site="z", event=1, plate=True):
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
-        (_pair(guide_site="zz"), "latent site 'z' of the model is missing.*Did you mean 'zz'.*Try: add"),
+        (
+            _pair(guide_site="zz"),
+            "latent site 'z' of the model is missing.*Did you mean 'zz'.*Try: add",
+        ),
         (_pair(event=0), r"site 'z': the guide's event shape is \(\) .* the model's is \(2,\)"),
     ],
     ids=["missing", "event"],
@@ -502,19 +570,26 @@ def test_an_extra_site_of_the_guide_is_refused():
         with pyro.plate("data", len(x)):
             pyro.sample("w", dist.Normal(0.0, 1.0))
 
-    with pytest.raises(ValueError, match="guide: site 'w' has no counterpart in the model.*is_auxiliary"):
+    with pytest.raises(
+        ValueError, match="guide: site 'w' has no counterpart in the model.*is_auxiliary"
+    ):
         pv.fit(model, more, programs.data(), progress=False)
 
 
 def test_no_data_plate_comes_with_the_fix():
     def model(x):
         z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(2))
-        pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), 1.0).expand(x.shape).to_event(2), obs=x)
+        pyro.sample(
+            "x", dist.Normal(z.sum(-1, keepdim=True), 1.0).expand(x.shape).to_event(2), obs=x
+        )
 
     def guide(x):
         pyro.sample("z", dist.Normal(pyro.param("loc", torch.zeros(len(x), 2)), 1.0).to_event(2))
 
-    with pytest.raises(ValueError, match=r"no data plate: .*\['x'\].*Try: \"with pyro.plate\('data', len\(x\)\):\""):
+    with pytest.raises(
+        ValueError,
+        match=r"no data plate: .*\['x'\].*Try: \"with pyro.plate\('data', len\(x\)\):\"",
+    ):
         pv.fit(model, guide, programs.data(), progress=False)
 
 

@@ -66,7 +66,10 @@ def test_value_and_every_gradient_equal_pyros(ours, theirs, build):
 
 
 def test_a_bottom_up_guide_is_right_where_mean_field_is_not():
-    """z2 -> z1 -> x linear-Gaussian with the exact posterior, factored bottom-up: ELBO = log p(x) for any draw."""
+    """A linear-Gaussian z2 -> z1 -> x, the exact posterior factored bottom-up.
+
+    The ELBO is log p(x) for any draw.
+    """
     x = torch.tensor([0.3, -1.2, 2.0])
 
     def model(x):
@@ -83,18 +86,20 @@ def test_a_bottom_up_guide_is_right_where_mean_field_is_not():
     exact = dist.Normal(0.0, math.sqrt(3)).log_prob(x).sum().item()
     draws = [-pv.ELBO(analytic_kl=False).loss(model, guide, x) for _ in range(5)]
     assert draws == pytest.approx([exact] * 5, abs=1e-10)
-    # analytic for z2 only: unbiased, so the mean over many particles is exact within its standard error
+    # analytic for z2 only: unbiased, so a mean over particles is exact within its standard error
     particles = 40_000
     terms = pv.ELBO(particles=particles).terms(model, guide, x)
     assert terms.latents["z1"].kl is None
     assert terms.latents["z2"].kl is not None
-    per_particle = (terms.log_likelihood - terms.latents["z1"].sampled_kl - terms.latents["z2"].kl).sum(1)
+    per_particle = (
+        terms.log_likelihood - terms.latents["z1"].sampled_kl - terms.latents["z2"].kl
+    ).sum(1)
     error = per_particle.std() / math.sqrt(particles)
     assert abs(per_particle.mean() - exact) < 4.5 * error  # false alarm 7e-6
     with pytest.warns(UserWarning, match="mean field"):
-        wrong = -TraceMeanField_ELBO(num_particles=200, vectorize_particles=True, max_plate_nesting=1).loss(
-            model, guide, x
-        )
+        wrong = -TraceMeanField_ELBO(
+            num_particles=200, vectorize_particles=True, max_plate_nesting=1
+        ).loss(model, guide, x)
     assert abs(wrong - exact) > 0.3
 
 
@@ -116,7 +121,7 @@ class TestLinearGaussian:
             torch.testing.assert_close(bound, log_px, rtol=0, atol=1e-10)
 
     def test_bounds_are_ordered_with_a_wrong_guide(self):
-        """ELBO <= IWAE_5 <= IWAE_50 <= log p(x) for every datum, by means over 4,000 repetitions."""
+        """ELBO <= IWAE_5 <= IWAE_50 <= log p(x) for each datum, by means of 4,000 repetitions."""
         model, guide = self.ppca.programs("wrong")
         log_weights = pv.terms(model, guide, self.x, particles=200_000).log_weights
         log_px = self.ppca.log_px(self.x)
@@ -146,7 +151,7 @@ class TestLinearGaussian:
         assert loss.item() == pytest.approx(pv.IWAE(6).loss(model, guide, self.x), rel=1e-12)
 
     def test_stl_and_dreg_gradients_vanish_at_the_exact_posterior(self):
-        """Sticking the landing: no variance, no bias, where q is the posterior; the plain gradient is noise."""
+        """No variance and no bias where q is the posterior; the plain gradient is noise."""
         exact = self.ppca.posterior(self.x)
         loc = exact.mean.clone().requires_grad_()
         tril = exact.scale_tril.clone().requires_grad_()
@@ -166,7 +171,7 @@ class TestLinearGaussian:
         assert size["iwae"] > 0.1
 
     def test_dreg_is_unbiased_for_the_guide_and_plain_for_the_model(self):
-        """Mean gradients of 40,000 draws agree within their standard errors (z < 5, 6 numbers: 3e-6)."""
+        """Mean gradients of 40,000 draws agree within standard errors (z < 5, 6 numbers: 3e-6)."""
         ppca, x = PPCA.random(features=3, latent=2), PPCA.random(features=3, latent=2).sample(1)
         base = ppca.wrong(x).base_dist
         repeats, k = 40_000, 3
@@ -178,7 +183,9 @@ class TestLinearGaussian:
             def model(x, mean=mean):
                 with pyro.plate("data", repeats):
                     z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-                    pyro.sample("x", dist.Normal(z @ ppca.W.T + mean, ppca.sigma).to_event(1), obs=x)
+                    pyro.sample(
+                        "x", dist.Normal(z @ ppca.W.T + mean, ppca.sigma).to_event(1), obs=x
+                    )
 
             def guide(x, loc=loc):
                 with pyro.plate("data", repeats):
@@ -195,7 +202,10 @@ class TestLinearGaussian:
         torch.testing.assert_close(grads["iwae"][1], grads["dreg"][1], rtol=1e-9, atol=1e-12)
 
     def test_d1_iwae_stays_a_bound_on_a_subsampled_plate(self):
-        """Trap D1: with N/B inside the logarithm Pyro's RenyiELBO goes above log p(x); ours is N/B times the bound."""
+        """Trap D1: with N/B inside the logarithm Pyro's RenyiELBO goes above log p(x).
+
+        Ours is N/B times the bound.
+        """
         x, total = self.x[:5], 50
 
         def sized(program):
@@ -265,7 +275,9 @@ class TestAnnealing:
         pyro.set_rng_seed(0)
         loss = pv.ELBO(kl_weight=0.0).loss(model, guide, self.x)
         pyro.set_rng_seed(0)
-        assert loss == pytest.approx(-pv.terms(model, guide, self.x).log_likelihood.sum().item(), rel=1e-12)
+        assert loss == pytest.approx(
+            -pv.terms(model, guide, self.x).log_likelihood.sum().item(), rel=1e-12
+        )
 
     def test_the_weight_may_be_a_tensor_and_change(self):
         model, guide = self.ppca.programs("wrong")
@@ -283,10 +295,15 @@ class TestAnnealing:
         pyro.set_rng_seed(0)
         annealed = pv.ELBO(kl_weight=0.1, free_bits=3.0).per_datum(model, guide, self.x)
         pyro.set_rng_seed(0)
-        torch.testing.assert_close(annealed, pv.ELBO().per_datum(model, guide, self.x), rtol=1e-12, atol=0)
+        torch.testing.assert_close(
+            annealed, pv.ELBO().per_datum(model, guide, self.x), rtol=1e-12, atol=0
+        )
 
     def test_d7_scaling_the_model_alone_has_its_effect(self):
-        """Under TraceMeanField_ELBO it has none where the KL is analytic. Ours equals the sampled estimator."""
+        """Under TraceMeanField_ELBO it has none where the KL is analytic.
+
+        Ours equals the sampled estimator.
+        """
         model, guide = self.ppca.programs("wrong")
 
         def annealed(x):
@@ -320,7 +337,9 @@ class TestAnnealing:
         torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("objective", [pv.ELBO(), pv.ELBO(analytic_kl=False), pv.IWAE(5), pv.Renyi(0.5, 5)])
+@pytest.mark.parametrize(
+    "objective", [pv.ELBO(), pv.ELBO(analytic_kl=False), pv.IWAE(5), pv.Renyi(0.5, 5)]
+)
 def test_objectives_train_under_plain_svi(objective):
     model, guide, args, _ = programs.with_pyro_module()
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.02}), objective)
@@ -368,5 +387,7 @@ def test_inner_subsampled_plates_are_refused_by_multi_sample_bounds():
 
     x = torch.randn(3, 4)
     assert math.isfinite(pv.ELBO().loss(model, guide, x))
-    with pytest.raises(ValueError, match="plate 'pixels' inside the data plate 'data' is subsampled"):
+    with pytest.raises(
+        ValueError, match="plate 'pixels' inside the data plate 'data' is subsampled"
+    ):
         pv.IWAE(3).loss(model, guide, x)

@@ -45,7 +45,9 @@ def load_split(data: str, binarize: str | None, split: str) -> Dataset:
             return _floating(from_file(path, split), split, **how)
     whole = from_file(path, key)
     if len(whole) < 2:
-        raise ValueError(f"--data {data}: {len(whole)} row. Expected: some to train on, some to test.")
+        raise ValueError(
+            f"--data {data}: {len(whole)} row. Expected: some to train on, some to test."
+        )
     held_out = max(_HELD_OUT, 1 / len(whole))
     parts = dict(zip(SPLITS, whole.split(held_out, _ORDER), strict=True))
     return _floating(parts[split], split, **how)

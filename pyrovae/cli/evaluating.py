@@ -39,7 +39,9 @@ class Evaluation:
     def summary(self) -> str:
         """A few printable lines."""
         size, drawn = self.data["size"], self.data["binarize"] == "dynamic"
-        part = f"{len(self.rows):,} of {size:,} rows" if len(self.rows) < size else f"{size:,} rows"
+        part = (
+            f"{len(self.rows):,} of {size:,} rows" if len(self.rows) < size else f"{size:,} rows"
+        )
         head = f"{self.data['name']}: {part}{', binarized once (seed 0)' if drawn else ''}"
         return "\n".join([head, self.evidence.summary(), self.collapse.summary()])
 
@@ -106,7 +108,7 @@ def evaluate_run(
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder of a trained run.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained run.")],
     particles: Annotated[int, typer.Option(help="K, draws of z a datum.", min=1)] = 5000,
     data: Annotated[
         str | None,

@@ -27,6 +27,14 @@ Binarize = Annotated[
         "[default: dynamic for mnist, none elsewhere]"
     ),
 ]
+BinarizeCompared = Annotated[
+    str | None,
+    typer.Option(
+        "--binarize",
+        help="dynamic, fixed or none, as in train. [default: dynamic for digits and mnist, where log p(x) can be "
+        "trusted; none elsewhere]",
+    ),
+]
 Posterior = Annotated[
     str, typer.Option(help=f"Family of q(z|x): {', '.join(names())}. Its prior is chosen to fit.")
 ]
@@ -58,7 +66,7 @@ KLWeight = Annotated[float, typer.Option(help="Weight of the KL in the ELBO.", m
 FreeBits = Annotated[float, typer.Option(help="Nats of KL at no cost.", min=0.0)]
 Epochs = Annotated[
     int | None,
-    typer.Option(help="Passes over the data. [default: 150 on digits, else 100]", min=1),
+    typer.Option(help="Passes over the data. [default: 400 on digits, else 100]", min=1),
 ]
 BatchSize = Annotated[int, typer.Option(help="Data a step.", min=1)]
 LearningRate = Annotated[
@@ -91,11 +99,9 @@ Patience = Annotated[
 Seed = Annotated[int, typer.Option(help="Seed of weights, batches and noise.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Threads = Annotated[
-    int | None, typer.Option(help="CPU threads of torch. [default: torch's]", min=1)
+    int | None, typer.Option(help="CPU threads. [default: 1 on digits, else as torch does]", min=1)
 ]
-Out = Annotated[
-    Path | None, typer.Option(help="Folder of the run. [default: a new one in runs/]")
-]
+Out = Annotated[Path | None, typer.Option(help="Folder of the run. [default: a new one in runs/]")]
 Resume = Annotated[
     bool,
     typer.Option("--resume", help="Go on with the run in --out; its settings need no repeating."),

@@ -9,6 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from pyrovae.cli.comparing import Contender, Pair
 
 __all__ = ["draw_comparison"]
@@ -42,7 +44,10 @@ def draw_comparison(contenders: list[Contender], pairs: list[Pair], file: Path) 
     levels.set_xticks(range(len(names)), names)
     levels.set_xlim(-0.5, len(names) - 0.5)
     levels.set(title=f"{rows:,} test rows, ± s.e. over rows", ylabel="nats a datum")
-    _draw_pairs(differences, pairs)
+    if pairs:
+        _draw_pairs(differences, pairs)
+    else:
+        differences.set_axis_off()
     final = [c.run.history[-1]["elbo"] for c in contenders]
     tested = [c.found.evidence.elbo.mean().item() for c in contenders]
     top, low = max(final + tested), min(final + tested)
@@ -55,16 +60,14 @@ def draw_comparison(contenders: list[Contender], pairs: list[Pair], file: Path) 
     figure.savefig(file, dpi=140)
 
 
-def _draw_pairs(axis: object, pairs: list[Pair]) -> None:
+def _draw_pairs(axis: Axes, pairs: list[Pair]) -> None:
     """Paired differences of log p(x), with two standard errors."""
-    axis.axvline(0, color="grey", linewidth=1)  # type: ignore[attr-defined]
+    axis.axvline(0, color="grey", linewidth=1)
     for i, pair in enumerate(pairs):
-        axis.errorbar(  # type: ignore[attr-defined]
+        axis.errorbar(
             pair.difference, i, xerr=2 * pair.std_error, marker="s", color="black", capsize=4
         )
     labels = [f"{pair.first}\n− {pair.second}" for pair in pairs]
-    axis.set_yticks(range(len(pairs)), labels)  # type: ignore[attr-defined]
-    axis.set_ylim(len(pairs) - 0.5, -0.5)  # type: ignore[attr-defined]
-    axis.set(  # type: ignore[attr-defined]
-        title="paired difference of log p(x), ± 2 s.e.", xlabel="nats a datum"
-    )
+    axis.set_yticks(range(len(pairs)), labels)
+    axis.set_ylim(len(pairs) - 0.5, -0.5)
+    axis.set(title="paired difference of log p(x), ± 2 s.e.", xlabel="nats a datum")

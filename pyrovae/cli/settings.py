@@ -29,7 +29,7 @@ from pyrovae.objectives import ELBO, IWAE, Objective
 __all__ = ["Settings", "read_settings"]
 
 FILE = "train.json"
-_EPOCHS = {"digits": 150}
+_EPOCHS = {"digits": 400}
 _LATENT = {"digits": 10, "mnist": 50}
 _RATE = {"digits": 3e-3}
 _ARGUMENT = {"binomial": ("total_count", int), "normal_fixed": ("scale", float)}
@@ -169,9 +169,7 @@ class Settings:
         """What is maximized."""
         if self.objective == "iwae":
             return IWAE(self.particles)
-        return ELBO(
-            kl_weight=self.kl_weight, free_bits=self.free_bits, particles=self.particles
-        )
+        return ELBO(kl_weight=self.kl_weight, free_bits=self.free_bits, particles=self.particles)
 
     def optimizer_of(self) -> OptimizerFactory:
         """`params -> torch.optim.Optimizer`, one fused kernel a step."""

@@ -1,12 +1,11 @@
 r"""log p(x) by importance weighting: the guide proposes, the joint density weighs.
 
-.. math:: \log \hat p(x) = \log \frac1K \sum_{k=1}^K \frac{p(x, z_k)}{q(z_k | x)}, \qquad z_k \sim
-q(z|x).
+.. math:: \log \hat p(x) = \log \frac1K \sum_{k=1}^K \frac{p(x, z_k)}{q(z_k | x)},
+    \qquad z_k \sim q(z|x).
 
 The weights' mean is unbiased for p(x); its logarithm is low by about half the squared standard
 error. How good the number is depends on q alone, hence standard error, effective sample size and
-Pareto k-hat *per datum*, and the support check: what q cannot reach, no number of particles will
-find.
+Pareto k-hat *per datum*, and the support check: what q cannot reach, no number of particles finds.
 
 How it is computed. Data come in batches; for a batch the guide runs once, draws come in *noise
 blocks*, each with a seed of its own made from (seed, first row, block number), and the model is
@@ -29,7 +28,8 @@ from tqdm.auto import tqdm
 from pyrovae.evidence.result import Evidence
 from pyrovae.evidence.stream import Stream
 from pyrovae.traces import Terms, evaluating, frozen_buffers
-from pyrovae.traces.blocks import Batches, Blocks, derived_seed
+from pyrovae.traces.batches import Batches, derived_seed
+from pyrovae.traces.blocks import Blocks
 
 __all__ = ["log_evidence"]
 
@@ -67,8 +67,8 @@ def log_evidence(
         chunk: Rows (particles times data) given to the model in one call; bounds memory, does not
             change the answer.
         seed: Seed of all noise; by default drawn from torch's generator, and kept in the result.
-        data_plate: Name of the plate over data; by default the outermost that holds every observed
-            site.
+        data_plate: Name of the plate over data; by default the outermost plate that holds every
+            observed site.
         batch_size: Data a batch. Changes the noise, and so the answer within its standard error.
         progress: Show a bar; by default after ten seconds, in a terminal.
         **kwargs: Keyword arguments of both programs.
@@ -93,8 +93,9 @@ def log_evidence(
         >>> def guide(x):
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
-        >>> pv.log_evidence(model, guide, torch.tensor([0.5]), particles=10).log_px  # log N(0.5;
-        0, 2) tensor([-1.3280], dtype=torch.float64)
+        >>> found = pv.log_evidence(model, guide, torch.tensor([0.5]), particles=10)
+        >>> found.log_px  # log N(0.5; 0, 2), whatever the draws
+        tensor([-1.3280], dtype=torch.float64)
     """
     _check_options(particles, method, tolerance, chunk)
     batches = Batches(args, kwargs, batch_size, "log_evidence")
@@ -136,9 +137,9 @@ def _check_options(
             raise ValueError(f'log_evidence: method must be "importance", got {method!r}.')
         what = f"tolerance={tolerance}" if method == "importance" else f"method={method!r}"
         raise NotImplementedError(
-            f"log_evidence: {what} is not available in this version. Expected: a fixed number of "
-            f"particles, "
-            f'method="importance". Try: particles=50_000 and a look at .std_error and .khat.'
+            f"log_evidence: {what} is not available in this version. "
+            f'Expected: a fixed number of particles, method="importance". '
+            f"Try: particles=50_000 and a look at .std_error and .khat."
         )
     if particles < 1:
         raise ValueError(f"log_evidence: particles must be at least 1, got {particles}.")
@@ -175,7 +176,7 @@ def _rows_per_call(one: Terms) -> int:
 
 
 def _noise_block(one: Terms, default_rows: int, is_frozen: bool, particles: int) -> int:
-    """Particles a noise block: of the data's and the latents' shapes only, never of the memory chunk."""
+    """Particles a noise block: set by the shapes of data and latents, never by the chunk."""
     data = one.plate.size
     latents = sum(latent.value.numel() for latent in one.latents.values())  # of one particle
     size = min(_NOISE // max(latents, 1), 20_000 // data) if is_frozen else default_rows // data
@@ -198,11 +199,10 @@ def _refuse(terms: Terms, log_weights: Tensor, first_row: int) -> None:
         if value.numel():
             kind = "NaN" if bool(value.isnan().any()) else "infinite"
             raise ValueError(
-                f"log_evidence: the log-density of {where} is {kind} for datum "
-                f"{first_row + row}. Expected: finite "
-                f"numbers, or -inf in the model for what is impossible. Try: look for NaN in the "
-                f"datum, scales that "
-                f"underflow to 0, or a network that overflows (float64 tells)."
+                f"log_evidence: the log-density of {where} is {kind} for datum {first_row + row}. "
+                f"Expected: finite numbers, or -inf in the model for what is impossible. "
+                f"Try: look for NaN in the datum, scales that underflow to 0, "
+                f"or a network that overflows (float64 tells)."
             )
     raise ValueError(f"log_evidence: the log-weight of datum {first_row + row} is not a number.")
 
@@ -218,13 +218,12 @@ def _collect(
         columns["elbo_std_error"] = torch.full_like(columns["elbo"], torch.nan)
     if narrow:
         warnings.warn(
-            f"log_evidence: site '{narrow[0]}': the guide's support is narrower than the "
-            f"prior's, so this is only a "
-            f"lower bound of log p(x), and neither its standard error nor k-hat can see that. To "
-            f"mend it, choose a "
-            f"posterior whose support covers the prior's (Normal for Normal, Gamma or LogNormal "
-            f"for Gamma), or a "
-            f"prior that lies within the posterior's support, or transform the latent.",
+            f"log_evidence: site '{narrow[0]}': the guide's support is narrower "
+            f"than the prior's, so this is only a lower bound of log p(x), "
+            f"and neither its standard error nor k-hat can see that. "
+            f"To mend it, choose a posterior whose support covers the prior's (Normal for Normal, "
+            f"Gamma or LogNormal for Gamma), or a prior that lies within the posterior's support, "
+            f"or transform the latent.",
             stacklevel=3,
         )
     return Evidence(

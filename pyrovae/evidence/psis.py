@@ -3,8 +3,8 @@ r"""Pareto k-hat: can these weights be averaged at all?
 The largest M of S importance weights are fitted by a generalized Pareto distribution with shape k.
 Where k < 1/2 the weights have a finite variance and the delta-method error of log p(x) can be
 trusted; up to about 0.7 the estimate converges at a useful rate; beyond, no number of particles
-that can be paid for will do. With few draws even less is safe, hence the threshold :math:`\min(1 -
-1/\log_{10} S,\, 0.7)`.
+that can be paid for will do. With few draws even less is safe, hence the threshold
+:math:`\min(1 - 1/\log_{10} S,\, 0.7)`.
 
 The tail is :math:`M = \lceil \min(S/5,\, 3\sqrt S) \rceil` weights, taken as excesses over the
 next smaller one. The fit is the empirical Bayes estimate of Zhang & Stephens (2009, Technometrics
@@ -44,8 +44,8 @@ def psis_khat(log_weights: Tensor) -> Tensor:
             -inf is weight 0.
 
     Returns:
-        k-hat in float64; inf where fewer than five draws lie above the cutoff (too few, or equal
-        weights).
+        k-hat `[B]` in float64; inf where fewer than five draws lie above the cutoff (too few
+        draws, or equal weights).
 
     Source: Vehtari, Simpson, Gelman, Yao & Gabry (2024), arXiv:1507.02646.
 
@@ -90,24 +90,22 @@ def _fit(top: Tensor) -> Tensor:
 
 
 def _pareto_shape(excess: Tensor, n: Tensor) -> Tensor:
-    """Shape of a generalized Pareto fitted to the first n of each row's excesses (descending; zeros after)."""
+    """Shape of a generalized Pareto fitted to the first n excesses of each row (descending)."""
     count = n.double()
     quartile_rank = (count / 4 + 0.5).long()  # counted from the smallest
     quartile = excess.gather(1, (n - quartile_rank).unsqueeze(1))  # [B, 1]
     grid_size = 30 + count.sqrt().long()  # [B]
     grid = torch.arange(1, int(grid_size.max()) + 1, dtype=torch.float64, device=excess.device)
-    b = (1 - (grid_size.unsqueeze(1) / (grid - 0.5)).sqrt()) / (3 * quartile) + 1 / excess[
-        :, :1
-    ]  # [B, G]
+    b = (1 - (grid_size.unsqueeze(1) / (grid - 0.5)).sqrt()) / (3 * quartile)  # [B, G]
+    b = b + 1 / excess[:, :1]
     k = _mean_log1p(b, excess, count)  # [B, G]
     profile = count.unsqueeze(1) * ((-(b / k)).log() - k - 1)
     profile = profile.masked_fill(grid > grid_size.unsqueeze(1), -math.inf)
     weights = torch.softmax(profile, 1)
     weights = torch.where(weights >= 10 * torch.finfo(torch.float64).eps, weights, 0.0)
     total = weights.sum(1, keepdim=True)
-    b_mean = torch.where(weights > 0, b * weights, 0.0).sum(1, keepdim=True) / torch.where(
-        total > 0, total, 1.0
-    )
+    b_mean = torch.where(weights > 0, b * weights, 0.0).sum(1, keepdim=True)  # [B, 1]
+    b_mean = b_mean / torch.where(total > 0, total, 1.0)
     k_mean = _mean_log1p(b_mean, excess, count).squeeze(1)
     return (count * k_mean + 5) / (count + 10)
 
@@ -115,13 +113,13 @@ def _pareto_shape(excess: Tensor, n: Tensor) -> Tensor:
 def _mean_log1p(b: Tensor, excess: Tensor, count: Tensor) -> Tensor:
     """Mean over the tail of log(1 - b * excess), `[B, G]`; the zeros after the tail add nothing.
 
-    Logarithms are dear and products cheap: sixteen factors are multiplied before one logarithm is
-    taken, unless their product could overflow (it cannot underflow: each factor exceeds 1e-4).
+    Logarithms are dear and products cheap: up to sixteen factors are multiplied before one
+    logarithm is taken, as many as cannot overflow (nor underflow: each factor exceeds 1e-4).
     """
-    factors = torch.baddbmm(
-        torch.ones_like(b[:1, :1]).unsqueeze(2), -b.unsqueeze(2), excess.unsqueeze(1)
-    )
-    halvings = 4 if bool((b.amin(1) * excess[:, 0] > -1e18).all()) else 0
+    ones = torch.ones_like(b[:1, :1]).unsqueeze(2)
+    factors = torch.baddbmm(ones, -b.unsqueeze(2), excess.unsqueeze(1))  # [B, G, M]
+    largest_factor = max(1 - (b.amin(1) * excess[:, 0]).min().item(), 10.0)
+    halvings = max(0, min(4, int(math.log2(300 / math.log10(largest_factor)))))
     for _ in range(halvings):
         half = (factors.shape[2] + 1) // 2
         rest = factors.shape[2] - half

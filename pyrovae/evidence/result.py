@@ -1,10 +1,9 @@
-"""What is known about log p(x) after an evaluation: the numbers, their errors, and what is wrong with them.
+"""What is known about log p(x) after an evaluation: numbers, their errors, and reasons for doubt.
 
 Every number has two kinds of error, and :meth:`Evidence.summary` prints both: that of a *datum's*
 estimate, from a finite number of particles (Monte Carlo), and that of a *mean over data*, from a
 finite number of data, which the scatter of the estimates already contains. Comparing two guides or
-two models on the same data, the second
-cancels: that is what :meth:`Evidence.paired` is for.
+two models on the same data, the second cancels: that is what :meth:`Evidence.paired` is for.
 """
 
 from __future__ import annotations
@@ -66,7 +65,8 @@ class Evidence:
         return self.log_px.shape[0]
 
     def __repr__(self) -> str:
-        return f"Evidence({len(self)} data, mean log p(x) = {self.mean:.4f} +- {self.mean_std_error:.4f})"
+        mean = f"{self.mean:.4f} +- {self.mean_std_error:.4f}"
+        return f"Evidence({len(self)} data, mean log p(x) = {mean})"
 
     @property
     def total(self) -> float:
@@ -85,7 +85,7 @@ class Evidence:
 
     @property
     def mean_std_error(self) -> float:
-        """Standard error of :attr:`mean` over data (Monte Carlo error included), nats; NaN for one datum."""
+        """Standard error of :attr:`mean` over data, Monte Carlo error included, nats."""
         return _std_error(self.log_px)
 
     @property
@@ -111,15 +111,15 @@ class Evidence:
         """
         if len(self) != len(other):
             raise ValueError(
-                f"Evidence.paired: {len(self)} and {len(other)} data. Expected: both evaluated "
-                f"on the same data in the "
-                f"same order. Try: log_evidence of both models on one test set."
+                f"Evidence.paired: {len(self)} and {len(other)} data. "
+                f"Expected: both evaluated on the same data in the same order. "
+                f"Try: log_evidence of both models on one test set."
             )
         difference = self.log_px - other.log_px.to(self.log_px.device)
         return Paired(difference.mean().item(), _std_error(difference))
 
     def summary(self) -> str:
-        """A few printable lines: mean and both errors, ELBO, ESS, k-hat, and every reason for doubt."""
+        """A few printable lines: mean, both errors, ELBO, ESS, k-hat, reasons for doubt."""
         sign = ">=" if self.lower_bound else "="
         lines = [
             f"log p(x) of {len(self)} data, {self.particles} particles, seed {self.seed} "
@@ -165,8 +165,7 @@ class Evidence:
         if unreliable:
             found.append(
                 f"{unreliable} data with heavy-tailed weights: their log p(x) is probably low "
-                f"and its error too "
-                f"small; try a wider or better guide, or more particles"
+                f"and its error too small; try a wider or better guide, or more particles"
             )
         return found
 

@@ -1,4 +1,4 @@
-r"""Running sums over particles: everything :class:`Evidence` reports, in memory that does not grow with K.
+r"""Running sums over particles: what :class:`Evidence` reports, in memory flat in K.
 
 For log-weights :math:`\log w_k` of one datum, kept in float64 are
 
@@ -8,8 +8,8 @@ For log-weights :math:`\log w_k` of one datum, kept in float64 are
 the last two merged block by block (Chan, Golub & LeVeque 1983), and the largest M + 1 log-weights,
 from which the tail's shape is fitted (:mod:`pyrovae.evidence.psis`). From them follow
 
-.. math:: \log \hat p(x) = \log \tfrac1K \sum_k w_k, \quad \mathrm{ESS} = \frac{(\sum w)^2}{\sum
-w^2}, \quad
+.. math:: \log \hat p(x) = \log \tfrac1K \sum_k w_k, \quad
+    \mathrm{ESS} = \frac{(\sum_k w_k)^2}{\sum_k w_k^2}, \quad
     \mathrm{s.e.} = \sqrt{\frac{K/\mathrm{ESS} - 1}{K - 1}},
 
 the standard error being that of the delta method, sd(w) / (sqrt(K) mean(w)), in nats.

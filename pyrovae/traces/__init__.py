@@ -1,4 +1,7 @@
-"""Everything known about running a model and a guide; the one place that imports Pyro's handlers."""
+"""Everything known about running a model and a guide.
+
+It is the one place that imports Pyro's handlers.
+"""
 
 from pyrovae.traces.handlers import with_data_scale
 from pyrovae.traces.params import (

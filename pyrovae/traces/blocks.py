@@ -9,19 +9,16 @@ change the answer, since all noise has been drawn before.
 
 Two things are guarded against here:
 
-* a network that cannot carry particles on the left, or that silently mixes them up (a softmax over
-dimension 1,
-  a batch norm over a batch as large as its features): on the first batch two particles are also
-  run one by one, and the results compared;
-* draws outside the prior's support: they get weight 0, and the model sees a draw from the prior
-instead.
+* a network that cannot carry particles on the left, or that silently mixes them up (a softmax
+  over dimension 1, a batch norm over a batch as large as its features): on the first batch two
+  particles are also run one by one, and the results compared;
+* draws outside the prior's support: they get weight 0, and the model sees a draw from the prior.
 """
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,87 +32,13 @@ from pyrovae.traces.recorder import Recorder, draw, nesting, record
 from pyrovae.traces.support import Relation, check_data, compare, contains
 from pyrovae.traces.terms import Terms, _stack, assemble, replayed
 
-__all__ = ["Batches", "Blocks", "Draws", "Scored", "derived_seed"]
+__all__ = ["Blocks", "Draws", "Guard", "Scored"]
 
 AnyProgram = Callable[..., Any]
 
 
-def derived_seed(*parts: int) -> int:
-    """A seed of its own for each tuple of integers."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
-
-
-class Batches:
-    """The arguments of the programs, cut along the data.
-
-    The number of data is the length of the first tensor among the arguments; every tensor of that
-    length is cut, everything else is passed on as it is. A data set (anything with ``.realize()``)
-    in first place stands for the arguments it realizes. Without a tensor, or if everything fits,
-    there is one batch.
-    """
-
-    def __init__(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch_size: int, who: str
-    ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"{who}: batch_size must be at least 1, got {batch_size}.")
-        if args and hasattr(args[0], "realize"):
-            realized, named = args[0].realize()
-            args, kwargs = (*realized, *args[1:]), {**named, **kwargs}
-        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim()]
-        self.args, self.kwargs = args, dict(kwargs)
-        self.rows = tensors[0].shape[0] if tensors else None
-        if self.rows == 0:
-            raise ValueError(
-                f"{who}: no data: the first tensor has shape {tuple(tensors[0].shape)}."
-            )
-        self.device = tensors[0].device if tensors else torch.device("cpu")
-        self.size = batch_size if self.rows is None else min(batch_size, self.rows)
-
-    def __len__(self) -> int:
-        return 1 if self.rows is None else -(-self.rows // self.size)
-
-    def __iter__(self) -> Iterator[tuple[int, tuple[Any, ...], dict[str, Any]]]:
-        """First row, arguments and keyword arguments of each batch."""
-        if self.rows is None or self.size == self.rows:
-            yield 0, self.args, self.kwargs
-            return
-        for start in range(0, self.rows, self.size):
-            cut = slice(start, start + self.size)
-            args = tuple(self._cut(a, cut) for a in self.args)
-            yield start, args, {k: self._cut(v, cut) for k, v in self.kwargs.items()}
-
-    def subset(self, index: Tensor) -> Batches:
-        """The same for some of the rows."""
-        args = tuple(self._cut(a, index) for a in self.args)
-        kwargs = {k: self._cut(v, index) for k, v in self.kwargs.items()}
-        return Batches(args, kwargs, self.size, "subset")
-
-    def _cut(self, value: Any, cut: slice | Tensor) -> Any:
-        if isinstance(value, Tensor) and value.dim() and value.shape[0] == self.rows:
-            return value[cut]
-        return value
-
-    def check_plate(self, terms: Terms, rows: int | None, who: str) -> None:
-        """Raise if the data plate does not hold the rows that were passed."""
-        plate = terms.plate
-        is_random = plate.full_size != plate.size and (rows is None or rows != plate.size)
-        if is_random or (len(self) > 1 and rows != plate.size):
-            raise ValueError(
-                f"{who}: the data plate '{plate.name}' holds {plate.size} of {plate.full_size} "
-                f"elements, while "
-                f"{rows if rows is not None else 'no'} rows of data were passed: it cannot be "
-                f"told which datum a result "
-                f"belongs to. Expected: one element of the plate a row. Try: "
-                f"pyro.plate('{plate.name}', len(x)) without "
-                f"subsample_size for evaluation, the minibatch itself as argument, or "
-                f"batch_size=len(x)."
-            )
-
-
 class Guard(Recorder):
-    """Replay draws in the model; where one lies outside its prior's support, mark it and put a prior draw there."""
+    """Replay draws in the model; one outside its prior's support is marked and replaced."""
 
     def __init__(self, values: Mapping[str, Any], names: set[str] | None) -> None:
         super().__init__(values)
@@ -140,7 +63,7 @@ class Guard(Recorder):
 
 @dataclass
 class Draws:
-    """One block of draws: per latent site ``[K, ...]``, and the guide's record if it was vectorized."""
+    """One block of draws `[K, ...]` per latent site, and the guide's record if vectorized."""
 
     values: dict[str, Tensor]
     particles: int
@@ -163,13 +86,15 @@ class Scored:
         return log_weights
 
     def log_ratio(self, name: str) -> Tensor:
-        """Log q - log p of one site `[K, B]`, nats: its mean is the KL; +inf outside the prior's support."""
+        """Log q - log p of one site `[K, B]`, whose mean is the KL; +inf outside the support."""
         ratio = self.terms.latents[name].sampled_kl
         return ratio.masked_fill(self.outside[name], torch.inf) if name in self.outside else ratio
 
 
 class Blocks:
-    """Draws from the guide and their terms, a batch of data at a time: :meth:`start`, :meth:`draws`, :meth:`score`.
+    """Draws from the guide and their terms, one batch of data at a time.
+
+    Call :meth:`start` with a batch, then :meth:`draws` and :meth:`score` as often as needed.
 
     Args:
         model: A Pyro program p(x, z).
@@ -188,14 +113,13 @@ class Blocks:
         self.nesting = -1
         self.model_loops = self.guide_loops = False
         self.relations: dict[str, Relation] = {}
-        self.is_frozen = (
-            False  # no posterior depends on another draw: one record of the guide serves all
-        )
+        # no posterior depends on another draw: one record of the guide serves all
+        self.is_frozen = False
         self.guided = Recorder()
         self._top_down: dict[str, bool] = {}
 
     def start(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], first_row: int = 0) -> Terms:
-        """Take the next batch; returns the terms of one particle (without a particle dimension in the programs)."""
+        """Take the next batch; returns the terms of one particle, run as the programs stand."""
         self.args, self.kwargs = args, kwargs
         is_first = self.nesting < 0
         self._guarded: set[str] | None = None
@@ -222,8 +146,8 @@ class Blocks:
         if is_first:
             self.nesting = nesting(single, modelled)
         self.is_frozen = False
-        # Pyro's validation has seen the programs by now; of densities it would refuse what is a
-        # weight of 0
+        # Pyro's validation has seen the programs by now; it would refuse densities that are
+        # meant to give a weight of 0
         with pyro.validation_enabled(False):
             if not self.guide_loops:
                 self._freeze(single)
@@ -234,10 +158,9 @@ class Blocks:
     def _relate(self, name: str, relation: Relation) -> None:
         if relation.label == "point":
             raise ValueError(
-                f"{self.who}: the guide puts site '{name}' at a single point (Delta), under "
-                f"which log p(x) cannot be "
-                f"weighted. Expected: a posterior with a density. Try: a Normal around the point "
-                f"with a small scale."
+                f"{self.who}: the guide puts site '{name}' at a single point (Delta), "
+                f"under which log p(x) cannot be weighted. Expected: a posterior with a density. "
+                f"Try: a Normal around the point with a small scale."
             )
         if self.relations.get(name, relation) != relation:  # differs between batches
             relation = replace(
@@ -269,7 +192,7 @@ class Blocks:
         self.guided = guided
 
     def _compare_with_singles(self) -> None:
-        """Run two particles both ways; on an error or a difference, loop over particles from now on."""
+        """Run two particles both ways; on an error or a difference, loop from now on."""
         draws = self.draws(2)
         try:
             together: Tensor | None = self.score(draws, 0, 2).log_weights
@@ -284,10 +207,9 @@ class Blocks:
     def _warn(self, error: str) -> None:
         warnings.warn(
             f"{self.who}: the programs cannot run with a particle dimension on the left "
-            f"({error}); each of the "
-            f"particles is run by itself, which is slower. To mend it, let the networks fold "
-            f"leading dimensions "
-            f"(z.flatten(0, -2) before, unflatten after), as those of pyrovae.nn do.",
+            f"({error}); each of the particles is run by itself, which is slower. "
+            f"To mend it, let the networks fold leading dimensions (z.flatten(0, -2) before, "
+            f"unflatten after), as those of pyrovae.nn do.",
             stacklevel=5,
         )
 
@@ -382,9 +304,8 @@ class Blocks:
         for name, mask in modelled.outside.items():
             latent, site = terms.latents[name], modelled.sites[name]
             marks = mask.to(torch.get_default_dtype())  # an element of an inner plate is enough
-            outside[name] = (
-                latent._layout.fill(marks, replace(site, mask=None), not latent.is_global) > 0
-            )
+            filled = latent._layout.fill(marks, replace(site, mask=None), not latent.is_global)
+            outside[name] = filled > 0
         return Scored(terms, outside), modelled
 
 

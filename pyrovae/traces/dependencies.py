@@ -1,9 +1,9 @@
 """Which latent depends on which: when an analytic KL is right.
 
-For a latent z with prior p(z | parents), replacing E_q[log q(z) - log p(z | parents)] by a closed-form KL
-integrates over z with the parents held at their draws. That is right exactly when no parent of z in the
-model is drawn *from z* in the guide. Top-down guides satisfy it; bottom-up guides of hierarchical models do
-not (and Pyro's ``TraceMeanField_ELBO`` then returns a wrong number).
+For a latent z with prior p(z | parents), replacing E_q[log q(z) - log p(z | parents)] by a
+closed-form KL integrates over z with the parents held at their draws. That is right exactly when
+no parent of z in the model is drawn *from z* in the guide. Top-down guides satisfy it; bottom-up
+guides of hierarchical models do not, and Pyro's ``TraceMeanField_ELBO`` is then a wrong number.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ def is_top_down(
 ) -> bool:
     """Whether no model parent of latent `name` descends from it in the guide.
 
-    The order of the sites decides the common case at no cost: everything that precedes `name` in the model
-    also precedes it in the guide. Where it does not, the programs are run once more with Pyro's provenance
-    tracking; if that cannot be done, the answer is the safe one, False.
+    The order of the sites decides the common case at no cost: everything that precedes `name` in
+    the model also precedes it in the guide. Where it does not, the programs are run once more with
+    Pyro's provenance tracking; if that cannot be done, the answer is the safe one, False.
     """
     drawn = [n for n, site in guided.sites.items() if not site.is_observed]
-    latents = [n for n in modelled.sites if n in guided.sites and not modelled.sites[n].is_observed]
+    latents = [
+        n for n in modelled.sites if n in guided.sites and not modelled.sites[n].is_observed
+    ]
     before = set(latents[: latents.index(name)])
     later = before - set(drawn[: drawn.index(name)])
     if not later:

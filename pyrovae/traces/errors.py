@@ -1,4 +1,4 @@
-"""What is said when two programs do not fit: the site, what was expected, what came, what to try."""
+"""What is said when two programs do not fit: where, what was expected, what came, what to try."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
 
 
 def check_sites(guided: Recorder, modelled: Recorder) -> None:
-    """Raise unless every latent of the model is a site of the guide and the other way round, in like shapes."""
+    """Raise unless model and guide have the same latent sites, in plates and shapes that fit."""
     drawn = {n: s for n, s in guided.sites.items() if not s.is_observed}
     latents = {n: s for n, s in modelled.sites.items() if not s.is_observed}
     missing = [n for n in latents if n not in drawn]
@@ -29,28 +29,34 @@ def check_sites(guided: Recorder, modelled: Recorder) -> None:
     observed = [n for n in drawn if n in modelled.sites and modelled.sites[n].is_observed]
     if missing:
         site = latents[missing[0]]
-        enumerated = site.infer.get("enumerate") or getattr(site.fn, "has_enumerate_support", False)
+        discrete = getattr(site.fn, "has_enumerate_support", False)
+        enumerated = site.infer.get("enumerate") or discrete
         hint = (
-            " A discrete latent may be summed out instead: train with pyro.infer.TraceEnum_ELBO and mark the site"
-            ' infer={"enumerate": "parallel"}.'
+            " A discrete latent may be summed out instead: train with pyro.infer.TraceEnum_ELBO "
+            'and mark the site infer={"enumerate": "parallel"}.'
             if enumerated
             else ""
         )
         raise ValueError(
-            f"guide: latent site '{missing[0]}' of the model is missing. Expected: a sample statement for each of "
-            f"{sorted(latents)}; the guide has {sorted(drawn)}.{_near(missing[0], drawn)} Try: add "
-            f"pyro.sample('{missing[0]}', ...) to the guide, rename its site, or observe the model's site.{hint}"
+            f"guide: latent site '{missing[0]}' of the model is missing. "
+            f"Expected: a sample statement for each of {sorted(latents)}; "
+            f"the guide has {sorted(drawn)}.{_near(missing[0], drawn)} "
+            f"Try: add pyro.sample('{missing[0]}', ...) to the guide, rename its site, "
+            f"or observe the model's site.{hint}"
         )
     if extra:
         raise ValueError(
-            f"guide: site '{extra[0]}' has no counterpart in the model. Expected: only the model's latent sites "
-            f"{sorted(latents)}; the guide has {sorted(drawn)}.{_near(extra[0], latents)} Try: rename it, remove it, "
-            f"add it to the model, or mark it infer={{'is_auxiliary': True}} if it has none by design."
+            f"guide: site '{extra[0]}' has no counterpart in the model. "
+            f"Expected: only the model's latent sites {sorted(latents)}; "
+            f"the guide has {sorted(drawn)}.{_near(extra[0], latents)} "
+            f"Try: rename it, remove it, add it to the model, "
+            f"or mark it infer={{'is_auxiliary': True}} if it has none by design."
         )
     if observed:
         raise ValueError(
-            f"guide: site '{observed[0]}' is observed in the model. Expected: the guide draws latent sites only. "
-            f"Try: remove it from the guide, or remove obs= from the model's statement."
+            f"guide: site '{observed[0]}' is observed in the model. "
+            f"Expected: the guide draws latent sites only. Try: remove it from the guide, "
+            f"or remove obs= from the model's statement."
         )
     for name, prior in latents.items():
         _check_pair(drawn[name], prior)
@@ -59,26 +65,29 @@ def check_sites(guided: Recorder, modelled: Recorder) -> None:
 def _check_pair(guide: Site, model: Site) -> None:
     if guide.fn.event_shape != model.fn.event_shape:
         raise ValueError(
-            f"site '{guide.name}': the guide's event shape is {tuple(guide.fn.event_shape)} (batch "
-            f"{tuple(guide.fn.batch_shape)}), the model's is {tuple(model.fn.event_shape)} (batch "
-            f"{tuple(model.fn.batch_shape)}). Expected: the same event shape. Try: the same .to_event(n) in both "
-            f"programs, or the same latent size, or a prior expanded to it."
+            f"site '{guide.name}': the guide's event shape is {tuple(guide.fn.event_shape)} "
+            f"(batch {tuple(guide.fn.batch_shape)}), the model's is {tuple(model.fn.event_shape)} "
+            f"(batch {tuple(model.fn.batch_shape)}). Expected: the same event shape. "
+            f"Try: the same .to_event(n) in both programs, or the same latent size, "
+            f"or a prior expanded to it."
         )
     guide_plates = {frame.name: frame for frame in guide.plates}
     model_plates = {frame.name: frame for frame in model.plates}
     if set(guide_plates) != set(model_plates):
         raise ValueError(
-            f"site '{guide.name}': the guide draws it inside plates {sorted(guide_plates)}, the model inside "
-            f"{sorted(model_plates)}. Expected: the same plates. Try: with pyro.plate(...) of the same name and "
-            f"size around the statement in both programs."
+            f"site '{guide.name}': the guide draws it inside plates {sorted(guide_plates)}, "
+            f"the model inside {sorted(model_plates)}. Expected: the same plates. "
+            f"Try: with pyro.plate(...) of the same name and size around the statement "
+            f"in both programs."
         )
     for name, frame in guide_plates.items():
         other = model_plates[name]
         if (frame.dim, frame.size) != (other.dim, other.size):
             raise ValueError(
-                f"site '{guide.name}': plate '{name}' has dim {frame.dim} and size {frame.size} in the guide, dim "
-                f"{other.dim} and size {other.size} in the model. Expected: the same. Try: give both plates the same "
-                f"size and, where several are nested, the same dim=."
+                f"site '{guide.name}': plate '{name}' has dim {frame.dim} and size {frame.size} "
+                f"in the guide, dim {other.dim} and size {other.size} in the model. "
+                f"Expected: the same. Try: give both plates the same size and, "
+                f"where several are nested, the same dim=."
             )
 
 
@@ -86,8 +95,9 @@ def no_data_plate(sites: Sequence[Site]) -> ValueError:
     """No plate holds all the data."""
     if not sites:
         return ValueError(
-            "model: no observed site. Expected: at least one pyro.sample(..., obs=x) inside a plate over data. Try: "
-            "pass obs=, or condition the model on its data."
+            "model: no observed site. "
+            "Expected: at least one pyro.sample(..., obs=x) inside a plate over data. "
+            "Try: pass obs=, or condition the model on its data."
         )
     names = [site.name for site in sites]
     sequential = [f.name for site in sites for f in site.frames if not f.vectorized]
@@ -97,10 +107,11 @@ def no_data_plate(sites: Sequence[Site]) -> ValueError:
         else f"the observed site(s) {names} share no pyro.plate"
     )
     return ValueError(
-        f"model: no data plate: {what}. Expected: a vectorized plate around every observed site, so that each datum "
-        f'has a log p(x) of its own. Try: "with pyro.plate(\'data\', len(x)):" around the sample statements of one '
-        f"datum in both programs; data_plate=NAME if the plate is not the outermost; Pyro's own Trace_ELBO if the "
-        f"model has no independent data."
+        f"model: no data plate: {what}. Expected: a vectorized plate around every observed site, "
+        f"so that each datum has a log p(x) of its own. "
+        f"Try: \"with pyro.plate('data', len(x)):\" around the sample statements of one datum "
+        f"in both programs; data_plate=NAME if the plate is not the outermost; "
+        f"Pyro's own Trace_ELBO if the model has no independent data."
     )
 
 
@@ -108,8 +119,9 @@ def not_a_plate(wanted: str, sites: Sequence[Site]) -> ValueError:
     """The plate named by the caller is not there."""
     names = sorted({frame.name for site in sites for frame in site.plates})
     return ValueError(
-        f"data_plate='{wanted}': no observed site stands in a plate of that name. Expected: one of {names}."
-        f"{_near(wanted, names)} Try: the name given to pyro.plate in the model."
+        f"data_plate='{wanted}': no observed site stands in a plate of that name. "
+        f"Expected: one of {names}.{_near(wanted, names)} "
+        f"Try: the name given to pyro.plate in the model."
     )
 
 
@@ -117,37 +129,43 @@ def unexpected_dims(site: Site, shape: torch.Size, dim: int) -> ValueError:
     """A batch dimension that no plate declares."""
     plates = {frame.name: (frame.dim, frame.size) for frame in site.plates}
     return ValueError(
-        f"site '{site.name}': its log-density has shape {tuple(shape)}, and dimension {dim} belongs to no plate. "
-        f"Expected: one dimension a plate, plates as name: (dim, size) being {plates}. Try: .to_event(1) (for an "
-        f"image .to_event(2) or (3)) if the dimension is part of one datum; with pyro.plate(...) around the site "
-        f"if its elements are independent; a reshape if it is left over."
+        f"site '{site.name}': its log-density has shape {tuple(shape)}, and dimension {dim} "
+        f"belongs to no plate. "
+        f"Expected: one dimension a plate, plates as name: (dim, size) being {plates}. "
+        f"Try: .to_event(1) (for an image .to_event(2) or (3)) if the dimension is part of one "
+        f"datum; with pyro.plate(...) around the site if its elements are independent; "
+        f"a reshape if it is left over."
     )
 
 
 def not_reparameterized(name: str, fn: object, objective: str) -> NotImplementedError:
     """A pathwise gradient was asked of a site that has none."""
     return NotImplementedError(
-        f"{objective}: latent site '{name}' ({type(fn).__name__}) has no rsample, so there is no pathwise gradient. "
-        f"Expected: a reparameterizable posterior. Try: pyro.infer.TraceEnum_ELBO with infer={{'enumerate': "
-        f"'parallel'}} if the site is discrete and small, pyro.infer.TraceGraph_ELBO (score function) otherwise, or "
-        f"a relaxed posterior; both losses work in fit. Without gradients (evaluation) this site is fine."
+        f"{objective}: latent site '{name}' ({type(fn).__name__}) has no rsample, "
+        f"so there is no pathwise gradient. Expected: a reparameterizable posterior. "
+        f"Try: pyro.infer.TraceEnum_ELBO with infer={{'enumerate': 'parallel'}} "
+        f"if the site is discrete and small, pyro.infer.TraceGraph_ELBO (score function) "
+        f"otherwise, or a relaxed posterior; both losses work in fit. "
+        f"Without gradients (evaluation) this site is fine."
     )
 
 
 def check_per_datum(terms: Any, who: str) -> None:
-    """Raise unless every site belongs to one datum and no plate inside the data plate is subsampled."""
+    """Raise unless every site belongs to one datum and no inner plate is subsampled."""
     outside = terms.global_latents + [s for s in terms.observed.values() if s.is_global]
     if outside:
         raise ValueError(
-            f"{who}: site '{outside[0].name}' stands outside the data plate '{terms.plate.name}', so there is "
-            f"no bound on log p(x) of one datum. Expected: every site in the data plate. Try: pv.ELBO, or move "
-            f"the site into the plate, or make it a parameter (pyro.param)."
+            f"{who}: site '{outside[0].name}' stands outside the data plate "
+            f"'{terms.plate.name}', so there is no bound on log p(x) of one datum. "
+            f"Expected: every site in the data plate. "
+            f"Try: pv.ELBO, or move the site into the plate, or make it a parameter (pyro.param)."
         )
     if terms.subsampled:
         raise ValueError(
-            f"{who}: plate '{terms.subsampled}' inside the data plate '{terms.plate.name}' is subsampled; its "
-            f"scale would stand inside the log-sum-exp, and the result would not be a bound. Expected: full "
-            f"inner plates. Try: no subsample_size there, or pv.ELBO."
+            f"{who}: plate '{terms.subsampled}' inside the data plate '{terms.plate.name}' "
+            f"is subsampled; its scale would stand inside the log-sum-exp, "
+            f"and the result would not be a bound. Expected: full inner plates. "
+            f"Try: no subsample_size there, or pv.ELBO."
         )
 
 

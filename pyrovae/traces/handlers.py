@@ -11,7 +11,7 @@ __all__ = ["with_data_scale"]
 
 
 class _DataScale(Messenger):
-    """Multiply the scale of every site by `everywhere`, and of those in plate `name` by `factor` too."""
+    """Multiply every site's scale by `everywhere`, and those in plate `name` also by `factor`."""
 
     def __init__(self, name: str, factor: float, everywhere: float) -> None:
         super().__init__()
@@ -27,5 +27,8 @@ class _DataScale(Messenger):
 def with_data_scale(
     program: Callable[..., Any], plate: str, factor: float, everywhere: float = 1.0
 ) -> Callable[..., Any]:
-    """`program` with N/B = `factor` on the sites in `plate`, which it left out, and a common factor on all."""
+    """`program` with its sites in `plate` scaled by the missing N/B, `factor`.
+
+    All of its sites are scaled by `everywhere` too.
+    """
     return _DataScale(plate, factor, everywhere)(program)

@@ -1,13 +1,13 @@
 """Which parameters a program owns, and where Pyro keeps them.
 
-Pyro has one global parameter store. A second model whose names collide silently trains the first one's
-weights; an exception inside ``scope()`` loses what was trained; buffers are not in it at all. Here a run
-owns a :class:`ParamScope`, a store of its own that is in force only inside a ``with`` block and that keeps
-what happened in it whatever ends the block.
+Pyro has one global parameter store. A second model whose names collide silently trains the first
+one's weights; an exception inside ``scope()`` loses what was trained; buffers are not in it at
+all. Here a run owns a :class:`ParamScope`, a store of its own that is in force only inside a
+``with`` block and that keeps what happened in it whatever ends the block.
 
 Ownership is found by looking: the parameters a program *declares* are those of its ``pyro.param``,
-``pyro.module`` and ``PyroModule`` statements in one run; networks a program merely holds (in a closure, an
-attribute, a ``partial``, a global) are found by walking what it refers to.
+``pyro.module`` and ``PyroModule`` statements in one run; networks a program merely holds (in a
+closure, an attribute, a ``partial``, a global) are found by walking what it refers to.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ __all__ = ["ParamScope", "Scoped", "evaluating", "frozen_buffers", "modules_of"]
 
 
 class ParamScope:
-    """A parameter store of one's own, in force inside ``with scope:``; nests, and survives exceptions."""
+    """A parameter store of one's own, in force inside ``with scope:``.
+
+    Scopes nest, and what happened in one survives an exception.
+    """
 
     def __init__(self) -> None:
         self._params: dict[str, Tensor] = {}
@@ -58,7 +61,7 @@ class ParamScope:
         return dict(self._constraints)
 
     def export(self) -> None:
-        """Put this scope's parameters into the store now in force, replacing those of the same names."""
+        """Put this scope's parameters into the store now in force, replacing same names."""
         store = pyro.get_param_store()
         for name, value in self._params.items():
             store._params[name] = value
@@ -83,7 +86,10 @@ class Scoped:
 
 
 def modules_of(*programs: Any) -> list[nn.Module]:
-    """The outermost networks that programs hold, in a fixed order: bound self, closures, partials, globals."""
+    """The outermost networks that programs hold, in a fixed order.
+
+    They may be in a bound ``self``, a closure, a partial's arguments or a global.
+    """
     found: dict[int, nn.Module] = {}
     seen: set[int] = set()
     for program in programs:
@@ -94,7 +100,12 @@ def modules_of(*programs: Any) -> list[nn.Module]:
 
 
 def _walk(thing: Any, seen: set[int], depth: int = 0) -> Iterator[nn.Module]:
-    if depth > 6 or thing is None or id(thing) in seen or isinstance(thing, (str, int, float, Tensor)):
+    if (
+        depth > 6
+        or thing is None
+        or id(thing) in seen
+        or isinstance(thing, (str, int, float, Tensor))
+    ):
         return
     if isinstance(thing, type):
         return
@@ -127,7 +138,9 @@ def _parts(thing: Any) -> Iterable[Any]:
             except ValueError:  # an empty cell: the name is not bound yet
                 continue
         named = {n: function.__globals__.get(n) for n in code.co_names}
-        parts += [v for v in named.values() if isinstance(v, nn.Module) or _is_user_function(v, function)]
+        parts += [
+            v for v in named.values() if isinstance(v, nn.Module) or _is_user_function(v, function)
+        ]
         parts += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     wrapped = getattr(thing, "__wrapped__", None) or getattr(thing, "fn", None)
     if wrapped is not None:  # functools.wraps, and Pyro's handlers
@@ -143,7 +156,7 @@ def _is_user_function(value: Any, caller: Any) -> bool:
 
 @contextmanager
 def frozen_buffers(*programs: Any) -> Iterator[None]:
-    """Put back every buffer (BatchNorm's statistics, counters) of the programs' networks at the end."""
+    """Put back every buffer of the programs' networks (BatchNorm's statistics, ...) at the end."""
     buffers = [b for module in modules_of(*programs) for b in module.buffers()]
     before = [b.detach().clone() for b in buffers]
     try:
@@ -156,7 +169,7 @@ def frozen_buffers(*programs: Any) -> Iterator[None]:
 
 @contextmanager
 def evaluating(*programs: Any) -> Iterator[None]:
-    """No gradients, and every network of the programs in evaluation mode; modes come back at the end."""
+    """No gradients, and every network in evaluation mode; the modes come back at the end."""
     modes = [(m, m.training) for outer in modules_of(*programs) for m in outer.modules()]
     try:
         for module, _ in modes:

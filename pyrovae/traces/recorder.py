@@ -1,11 +1,12 @@
 """What a program did: one record per sample site.
 
-A Pyro program is run once under a :class:`Recorder`, which keeps for each site the distribution *as the
-program wrote it* (before any particle dimension is added), the value, the plates around it, its scale and
-its mask. Everything else in the house is arithmetic on these records.
+A Pyro program is run once under a :class:`Recorder`, which keeps for each site the distribution
+*as the program wrote it* (before any particle dimension is added), the value, the plates around
+it, its scale and its mask. Everything else in the house is arithmetic on these records.
 
-Particles are a dimension to the left of every plate of the program. Only the guide has to be told: its
-draws are expanded to ``[K, ...]`` here, the model receives them by replay, and broadcasting does the rest.
+Particles are a dimension to the left of every plate of the program. Only the guide has to be told:
+its draws are expanded to ``[K, ...]`` here, the model receives them by replay, and broadcasting
+does the rest.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ __all__ = ["Recorder", "Site", "draw", "nesting", "record"]
 
 @dataclass(slots=True)
 class Site:
-    """One sample statement: its distribution, value, plates, and the weights on its log-density."""
+    """One sample statement: its distribution, value, plates, scale and mask."""
 
     name: str
     fn: Any  # the distribution, without the particle dimension
@@ -48,7 +49,10 @@ class Site:
 
 
 class Recorder(Messenger):
-    """Record every sample site of a program; give unobserved sites `particles` draws or replay `values`."""
+    """Record every sample site of a program.
+
+    An unobserved site takes its value from `values` if it is there, else `particles` draws.
+    """
 
     def __init__(
         self, values: Mapping[str, Any] | None = None, particles: int = 1, plates: int = 0
@@ -86,8 +90,9 @@ class Recorder(Messenger):
             return
         if name in self.sites:
             raise RuntimeError(
-                f"site '{name}' occurs twice in one run of a program. Expected: one sample statement"
-                f" a name. Try: give the second statement a name of its own (in a loop, f'{name}_{{i}}')."
+                f"site '{name}' occurs twice in one run of a program. "
+                f"Expected: one sample statement a name. Try: give the second statement a name "
+                f"of its own (in a loop, f'{name}_{{i}}')."
             )
         self.sites[name] = Site(
             name=name,
@@ -100,14 +105,16 @@ class Recorder(Messenger):
             infer=infer,
         )
 
-
     def _pyro_post_param(self, msg: Any) -> None:
         value = msg["value"]
-        self.params[msg["name"]] = value.unconstrained() if hasattr(value, "unconstrained") else value
+        self.params[msg["name"]] = (
+            value.unconstrained() if hasattr(value, "unconstrained") else value
+        )
 
 
 def _with_particles(fn: Any, particles: int, plates: int) -> Any:
-    own = fn.batch_shape[-plates:] if plates else ()  # what stands left of it came from earlier draws
+    # what stands to the left of the plates came from earlier draws
+    own = fn.batch_shape[-plates:] if plates else ()
     padding = (1,) * (plates - len(own))
     expanded = fn.expand(torch.Size((particles, *padding, *own)))
     if expanded.has_rsample != fn.has_rsample:  # an instance attribute is not copied by expand
@@ -132,12 +139,10 @@ def record(
 
 
 def draw(site: Site, particles: int, plates: int) -> Tensor:
-    """Fresh draws `[K, ...]` from a recorded site's own distribution (pathwise where it has one)."""
+    """Fresh draws `[K, ...]` from a recorded site's own distribution, pathwise if it can."""
     return _with_particles(site.fn, particles, plates)()
 
 
 def nesting(*recorders: Recorder) -> int:
     """How many dimensions to the right belong to the programs' own plates."""
-    return max(
-        (-f.dim for r in recorders for s in r.sites.values() for f in s.plates), default=0
-    )
+    return max((-f.dim for r in recorders for s in r.sites.values() for f in s.plates), default=0)

@@ -28,7 +28,7 @@ __all__ = ["Relation", "Support", "check_data", "compare", "contains", "support_
 
 @dataclass(frozen=True)
 class Support:
-    """A set: an interval of "real" or "integer" numbers in each coordinate, or a named set of vectors."""
+    """A set: an interval of "real" or "integer" numbers a coordinate, or a named set."""
 
     kind: str
     low: Tensor | None = None
@@ -71,9 +71,8 @@ def unwrap(fn: Any) -> Any:
 def support_of(fn: Any) -> Support | None:
     """The support of a distribution, or None if it is not known."""
     fn = unwrap(fn)
-    if isinstance(
-        fn, (VonMises, torch.distributions.VonMises)
-    ):  # declared "real", drawn on a circle
+    if isinstance(fn, (VonMises, torch.distributions.VonMises)):
+        # declared "real", drawn on a circle
         return Support("real", torch.tensor(-math.pi), torch.tensor(math.pi))
     if (
         isinstance(fn, TransformedDistribution)
@@ -167,7 +166,7 @@ def _label(q: Support | None, p: Support | None) -> tuple[str, bool]:
 
 
 def _above(a: Tensor, b: Tensor) -> Tensor:
-    """A > b, beyond rounding."""
+    """Where ``a > b``, beyond rounding."""
     slack = 1e-6 * torch.maximum(a.abs(), b.abs()).nan_to_num(posinf=0.0)
     return a > b + slack
 
@@ -182,7 +181,7 @@ def _by_name(q: Support, p: Support) -> str:
 
 
 def contains(fn: Any, value: Tensor) -> Tensor | None:
-    """Whether each draw lies in the support of `fn`, without the event dimensions; None if that cannot be told.
+    """Whether each draw lies in the support of `fn`, over its batch shape; None if unknown.
 
     A NaN is no draw: it counts as inside, so that it is found where it does harm.
     """
@@ -209,8 +208,7 @@ def check_data(name: str, fn: Any, value: Tensor, first_row: int, dim: int) -> N
 
     Raises:
         ValueError: Naming site, datum and value. A support that depends on the latents (a Uniform
-            likelihood) is not
-            checked: there the density is 0, which is an answer.
+            likelihood) is not checked: there the density is 0, which is an answer.
     """
     root = unwrap(fn)
     declared = getattr(type(root), "support", None)

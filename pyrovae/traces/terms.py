@@ -7,13 +7,14 @@ For K particles and B data,
 with one summand a latent site. Three things are kept apart that Pyro multiplies into one number:
 
 * the *mask* of a site, which is part of its density and is applied here;
-* the *data plate's* factor N/B, carried as :attr:`Terms.scale` and applied after a bound by whoever sums
-  over data (inside a log-sum-exp the result would not be a bound);
+* the *data plate's* factor N/B, carried as :attr:`Terms.scale` and applied after a bound by
+  whoever sums over data (inside a log-sum-exp the result would not be a bound);
 * the remaining scale (``poutine.scale``, subsampled inner plates), one number a site in
   :attr:`Latent.weight` and :attr:`Terms.likelihood_weights`, which only a sum (the ELBO) may use.
 
-The data plate is the outermost plate that holds every observed site. Sites outside of it (global latents)
-are separate ``[K]`` terms. No value of a tensor is looked at, so the same code runs under a tracer.
+The data plate is the outermost plate that holds every observed site. Sites outside of it (global
+latents) are separate ``[K]`` terms. No value of a tensor is looked at, so the same code runs under
+a tracer.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class DataPlate:
 
 @dataclass
 class Plan:
-    """What one run has taught about a pair of programs, so that the next need not learn it again."""
+    """What one run has taught about a pair of programs; the next run need not learn it again."""
 
     nesting: int
     loop: bool = False  # the programs cannot carry particles on the left
@@ -86,7 +87,7 @@ class _Layout:
     plate: DataPlate
 
     def reduce(self, log_prob: Tensor, site: Site) -> Tensor:
-        """Sum a site's log-density over inner plates: ``[K, B]``, or ``[K]`` outside the data plate.
+        """Sum a site's log-density over inner plates: ``[K, B]``, or ``[K]`` for a global site.
 
         The particle axis has length 1 where the term does not depend on a draw.
         """
@@ -148,7 +149,9 @@ class Observed:
     @cached_property
     def log_prob(self) -> Tensor:
         """The site's log-density of the data, `[K, B]` (`[K]` outside the data plate), nats."""
-        return self._layout.fill(self.distribution.log_prob(self.value), self._site, not self.is_global)
+        return self._layout.fill(
+            self.distribution.log_prob(self.value), self._site, not self.is_global
+        )
 
 
 class Latent:
@@ -178,14 +181,14 @@ class Latent:
 
     @cached_property
     def log_prior(self) -> Tensor:
-        """log p(z|.) of the draws, `[K, B]`, nats; zero for an auxiliary site."""
+        """The prior's log p(z|.) of the draws, `[K, B]`, nats; zero for an auxiliary site."""
         if self._model is None:
             return torch.zeros_like(self.log_posterior)
         return self._reduced(self._model.fn.log_prob(self._guide.value), self._model)
 
     @cached_property
     def log_posterior(self) -> Tensor:
-        """log q(z|.) of the draws, `[K, B]`, nats."""
+        """The posterior's log q(z|.) of the draws, `[K, B]`, nats."""
         return self._reduced(self._guide.fn.log_prob(self._guide.value), self._guide)
 
     @cached_property
@@ -193,18 +196,20 @@ class Latent:
         """The same number, differentiable through the draw but not through q's own parameters.
 
         Raises:
-            NotImplementedError: q's parameters depend on other draws, whose path may not be cut, or sit in a network.
+            NotImplementedError: The parameters of q depend on other draws, whose path may not be
+                cut, or sit in a network.
         """
         if len(self.posterior.batch_shape) > self._layout.nesting:
             raise NotImplementedError(
-                f"site '{self.name}': its posterior depends on other draws; holding its parameters constant would cut "
-                f'the path through them. Expected: independent posteriors. Try: estimator="iwae".'
+                f"site '{self.name}': its posterior depends on other draws; "
+                f"holding its parameters constant would cut the path through them. "
+                f'Expected: independent posteriors. Try: estimator="iwae".'
             )
         fn = stop_parameters(self._guide.fn, self.name)
         return self._reduced(fn.log_prob(self._guide.value), self._guide)
 
     def scale_gradient(self, weights: Tensor) -> None:
-        """Multiply what flows back into the draws by `weights` `[K, B]`, one factor a draw and datum."""
+        """Multiply what flows back into the draws by `weights` `[K, B]`."""
         value, plate = self._guide.value, self._layout.plate
         shape = [1] * value.dim()
         shape[0], shape[plate.dim - len(self.posterior.event_shape)] = weights.shape
@@ -215,9 +220,9 @@ class Latent:
     def kl(self) -> Tensor | None:
         r"""Analytic KL(q || p), `[B]` (`[K, B]` where either side depends on a draw), nats.
 
-        None where it is not registered with torch, or where it would be wrong: the prior depends on
-        something that the guide draws from this site (a bottom-up guide), or one side alone is masked
-        or scaled.
+        None where it is not registered with torch, or where it would be wrong: the prior depends
+        on something that the guide draws from this site (a bottom-up guide), or one side alone is
+        masked or scaled.
         """
         model = self._model
         if model is None or (model.mask is None) != (self._guide.mask is None):
@@ -235,7 +240,7 @@ class Latent:
 
     @property
     def sampled_kl(self) -> Tensor:
-        """log q - log p of the draws, `[K, B]`: its mean is the KL, nats."""
+        """The log-ratio log q - log p of the draws, `[K, B]`, nats: its mean is the KL."""
         return self.log_posterior - self.log_prior
 
 
@@ -245,7 +250,7 @@ def _same(a: float | Tensor, b: float | Tensor) -> bool:
 
 @dataclass
 class Terms:
-    """The log-density terms of one joint run of a model and a guide; see the module's docstring."""
+    """The log-density terms of one run of a model and a guide; see the module's docstring."""
 
     latents: dict[str, Latent]
     observed: dict[str, Observed]
@@ -270,13 +275,13 @@ class Terms:
 
     @cached_property
     def log_likelihood(self) -> Tensor:
-        """log p(x|z) `[K, B]`, nats, without any scale."""
+        """The log-likelihood log p(x|z) `[K, B]`, nats, without any scale."""
         local = [site.log_prob for site in self.observed.values() if not site.is_global]
         return sum(local[1:], local[0])
 
     @cached_property
     def log_weights(self) -> Tensor:
-        """log p(x, z) - log q(z|x) `[K, B]`, nats, without any scale."""
+        """The log-weights log p(x, z) - log q(z|x) `[K, B]`, nats, without any scale."""
         total = self.log_likelihood
         for latent in self.local_latents:
             total = total + latent.log_prior - latent.log_posterior
@@ -316,15 +321,18 @@ def terms(
         guide: A Pyro program q(z|x) with a site for each latent site of the model.
         *args: Arguments of both programs.
         particles: K, the number of draws a datum.
-        data_plate: The name of the plate over data; by default the outermost that holds every observed site.
+        data_plate: The name of the plate over data; by default the outermost that holds every
+            observed site.
         plan: What an earlier run has taught (used inside; leave it out).
         **kwargs: Keyword arguments of both programs.
 
     Returns:
-        `Terms` with ``log_weights`` and ``log_likelihood`` `[K, B]` in nats, ``latents[site]``, ``scale`` = N/B.
+        `Terms` with ``log_weights`` and ``log_likelihood`` `[K, B]` in nats, ``latents[site]``,
+        ``scale`` = N/B.
 
     Raises:
-        ValueError: No data plate; a latent site missing from or foreign to either program; shapes that do not fit.
+        ValueError: No data plate; a latent site missing from or foreign to either program;
+            shapes that do not fit.
 
     Example:
         >>> import torch, pyro, pyrovae as pv, pyro.distributions as dist
@@ -348,14 +356,16 @@ def terms(
         try:
             return _run(model, guide, args, kwargs, particles, data_plate, plan)
         except (RuntimeError, ValueError, IndexError) as error:
-            # A net that cannot broadcast on the left; if a single particle fails too, that error is the user's.
+            # a net that cannot broadcast on the left; if one particle fails too, the error that
+            # it raises is the user's
             _run(model, guide, args, kwargs, 1, data_plate, Plan(nesting=-1))
             plan.loop = True
             first = str(error).strip().splitlines()[0]
             warnings.warn(
-                f"the programs cannot run with a particle dimension on the left ({first}); each of the particles "
-                f"is run by itself, which is slower. To mend it, let the networks fold leading dimensions "
-                f"(z.flatten(0, -2) before, unflatten after), as those of pyrovae.nn do.",
+                f"the programs cannot run with a particle dimension on the left ({first}); "
+                f"each of the particles is run by itself, which is slower. "
+                f"To mend it, let the networks fold leading dimensions (z.flatten(0, -2) before, "
+                f"unflatten after), as those of pyrovae.nn do.",
                 stacklevel=2,
             )
     one = Plan(nesting=-1, analytic=plan.analytic)
@@ -410,7 +420,7 @@ def assemble(
 
 
 def data_plate_of(modelled: Recorder, wanted: str | None = None) -> DataPlate:
-    """The outermost plate around every observed site of a recorded model, or the one that is `wanted`."""
+    """The outermost plate around every observed site of a recorded model, or the `wanted` one."""
     sites = [s for s in modelled.sites.values() if s.is_observed]
     data = [s for s in sites if not isinstance(s.fn, Unit)]  # pyro.factor is not data
     if wanted is not None:
@@ -450,7 +460,8 @@ class _StackedLatent(Latent):
             if part._guide.value.requires_grad:
                 event = (1,) * len(self.posterior.event_shape)
                 shape = (weights.shape[1],) + (1,) * (-self._layout.plate.dim - 1) + event
-                part._guide.value.register_hook(lambda grad, row=row.reshape(shape): grad * row)
+                factor = row.reshape(shape)
+                part._guide.value.register_hook(lambda grad, factor=factor: grad * factor)
 
     @cached_property
     def kl(self) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""log_evidence against probabilistic PCA: value, error, invariances, bad input, and what it must leave alone."""
+"""log_evidence against probabilistic PCA: value, error, invariances, bad input, side effects."""
 
 import math
 import os
@@ -96,7 +96,7 @@ def test_bounds_are_ordered(ppca):
 
 
 def test_a_stream_of_many_blocks_is_one_big_average(ppca):
-    """ESS, s.e. and k-hat of 2000 particles in blocks of 20 equal those of all log-weights at once."""
+    """Blocks of 20 give the ESS, s.e. and k-hat of all log-weights at once."""
     from pyrovae import bounds
     from pyrovae.evidence.psis import psis_khat
     from pyrovae.evidence.stream import Stream
@@ -121,7 +121,7 @@ def test_a_stream_of_many_blocks_is_one_big_average(ppca):
 # Invariances ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("chunk", [1, 17, 10_000])
 def test_the_memory_chunk_never_changes_the_answer(dtype, rtol, chunk):
     torch.set_default_dtype(dtype)
@@ -151,9 +151,8 @@ def test_batch_size_order_and_mates_change_it_within_the_error(ppca):
     whole = log_evidence(*programs, x, particles=2000, seed=0)
     order = torch.randperm(23)
     reordered = log_evidence(*programs, x[order], particles=2000, seed=1)
-    small = log_evidence(
-        *programs, x, particles=2000, seed=2, batch_size=4
-    )  # the last batch has three
+    # the last batch has three
+    small = log_evidence(*programs, x, particles=2000, seed=2, batch_size=4)
     alone = log_evidence(*programs, x[-1:], particles=2000, seed=3)
     mates = log_evidence(*programs, torch.cat([x, 5 * x]), particles=2000, seed=4, batch_size=10)
 
@@ -257,7 +256,7 @@ def test_scales_of_training_do_not_enter():
 
 
 def test_a_network_that_mixes_up_particles_silently_is_caught():
-    """A softmax over dimension 1 is right for [B, features] and wrong for [K, B, features]: no error, other numbers."""
+    """A softmax over dimension 1 is wrong for [K, B, features], and no error says so."""
     weight = torch.randn(3, 3)
 
     def model(x):
@@ -284,7 +283,7 @@ def test_a_network_that_mixes_up_particles_silently_is_caught():
 
 
 def test_a_hard_coded_uniform_likelihood_gives_zero_density_not_an_error():
-    """x ~ U(z - 1, z + 1), z ~ N(0, 1): log p(x) = log of (cdf(x + 1) - cdf(x - 1)) / 2; one datum is impossible."""
+    """x ~ U(z - 1, z + 1), z ~ N(0, 1): p(x) = (cdf(x + 1) - cdf(x - 1)) / 2."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -298,9 +297,8 @@ def test_a_hard_coded_uniform_likelihood_gives_zero_density_not_an_error():
     x = torch.tensor([0.3, -1.0, 1e4])
     found = log_evidence(model, guide, x, particles=20_000, seed=0)
     exact = torch.tensor(norm.cdf(x + 1) - norm.cdf(x - 1)).log() - math.log(2)
-    assert bool(
-        ((found.log_px - exact).abs()[:2] < 4 * found.std_error[:2]).all()
-    )  # false alarm 1e-4
+    # false alarm 1e-4
+    assert bool(((found.log_px - exact).abs()[:2] < 4 * found.std_error[:2]).all())
     assert found.log_px[2] == -math.inf
     assert found.ess[2] == 0
     assert any("-inf: no draw" in w for w in found.warnings())
@@ -368,7 +366,7 @@ def test_the_summary_has_both_errors_and_the_doubts(ppca):
 
 
 @pytest.mark.parametrize(
-    "options, message, kind",
+    ("options", "message", "kind"),
     [
         ({"method": "ais"}, "method='ais' is not available", NotImplementedError),
         ({"tolerance": 0.1}, "tolerance=0.1 is not available", NotImplementedError),
@@ -454,9 +452,8 @@ def test_a_plate_subsampled_at_random_cannot_be_attributed():
 
     with pytest.raises(ValueError, match="holds 4 of 8 elements, while 8 rows of data"):
         log_evidence(model, guide, torch.randn(8), particles=3)
-    found = log_evidence(
-        model, guide, torch.randn(8), particles=3, batch_size=4
-    )  # nothing left out
+    # nothing left out
+    found = log_evidence(model, guide, torch.randn(8), particles=3, batch_size=4)
     assert len(found) == 8
 
 

@@ -1,4 +1,4 @@
-"""The supported-program test: every row of tests/programs.py, eager and captured, against Pyro's own handlers."""
+"""Every row of tests/programs.py, eager and captured, against Pyro's own handlers."""
 
 import pyro
 import pytest
@@ -105,6 +105,7 @@ def test_a_captured_program_computes_the_same(program):
     model, guide, args, kwargs = program.build()
     guide(*args, **kwargs)
     objective = pv.ELBO(analytic_kl=False)
+
     def surrogate(*tensors):
         with torch.no_grad():
             return objective.surrogate_of(pv.terms(model, guide, *tensors, **kwargs))

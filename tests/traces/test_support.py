@@ -10,6 +10,8 @@ from torch.distributions import constraints, transforms
 from pyrovae.traces.support import check_data, compare, contains, support_of
 
 one = torch.ones(3)
+unit = dist.Uniform(0 * one, 1)
+Exp = transforms.ExpTransform
 
 
 def moved(base, *steps):
@@ -45,22 +47,23 @@ CASES = [
     (dist.Delta(one), dist.Normal(0.0, 1.0), "point"),
     (dist.Delta(one), dist.Delta(one), "equal"),
     # torch calls the support of an affine image of a Uniform "real": it is not
-    (moved(dist.Uniform(0 * one, 1), transforms.AffineTransform(-1.0, 2.0)), dist.Normal(0.0, 1.0), "narrower"),
-    (moved(dist.Uniform(0 * one, 1), transforms.AffineTransform(1.0, -2.0)), dist.Uniform(-1.0, 1.0), "equal"),
+    (moved(unit, transforms.AffineTransform(-1.0, 2.0)), dist.Normal(0.0, 1.0), "narrower"),
+    (moved(unit, transforms.AffineTransform(1.0, -2.0)), dist.Uniform(-1.0, 1.0), "equal"),
     (moved(dist.Normal(0 * one, 1), transforms.SigmoidTransform()), dist.Beta(one, one), "equal"),
-    (moved(dist.Normal(0 * one, 1), transforms.ExpTransform(), transforms.AffineTransform(1.0, 2.0)),
+    (moved(dist.Normal(0 * one, 1), Exp(), transforms.AffineTransform(1.0, 2.0)),
      dist.Exponential(one), "narrower"),
     (moved(dist.Normal(0 * one, 1), transforms.TanhTransform()), dist.Uniform(-1.0, 1.0), "equal"),
     (moved(dist.Normal(torch.zeros(2), 1).to_event(1), transforms.StickBreakingTransform()),
      dist.Dirichlet(one), "equal"),
     (moved(dist.Normal(0 * one, 1).to_event(1), dist.transforms.planar(3)),
      dist.Normal(0 * one, 1).to_event(1), "equal"),
-    (dist.MixtureSameFamily(dist.Categorical(logits=one), dist.Normal(0 * one, 1)), dist.Normal(0.0, 1.0), "equal"),
+    (dist.MixtureSameFamily(dist.Categorical(logits=one), dist.Normal(0 * one, 1)),
+     dist.Normal(0.0, 1.0), "equal"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "guide, prior, label", CASES, ids=lambda v: getattr(type(v), "__name__", v)
+    ("guide", "prior", "label"), CASES, ids=lambda v: getattr(type(v), "__name__", v)
 )
 def test_supports_are_compared(guide, prior, label):
     relation = compare(guide, prior)

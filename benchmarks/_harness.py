@@ -1,11 +1,13 @@
 """What every benchmark shares: fair timing, and a row that says what was measured where.
 
-Contenders take turns, A B C A B C ..., in one process: what the machine does meanwhile hits them all. A contender is
-called ``warmup`` times first, so that compiling and first allocations are not in the numbers. What is reported is the
-median with its spread (quartiles, least and greatest), never the best.
+Contenders take turns, A B C A B C ..., in one process: what the machine does meanwhile hits them
+all. A contender is called ``warmup`` times first, so that compiling and first allocations are not
+in the numbers. What is reported is the median with its spread (quartiles, least and greatest),
+never the best.
 
-A row is appended to ``benchmarks/results/NAME.jsonl``: numbers, arguments, versions, git commit (and whether the tree
-had uncommitted changes), device, threads, date. Rows are never rewritten; compare rows of one machine only.
+A row is appended to ``benchmarks/results/NAME.jsonl``: numbers, arguments, versions, git commit
+(and whether the tree had uncommitted changes), device, threads, date. Rows are never rewritten;
+compare rows of one machine only.
 """
 
 from __future__ import annotations

@@ -4,13 +4,19 @@ For each data set and posterior family one VAE is trained; then
 
     L_K = E[ log 1/K sum_k p(x, z_k) / q(z_k|x) ],   z_k ~ q(z|x),
 
-is estimated on the same test rows for K = 1 ... 5000. L_1 is the ELBO, L_K grows with K and tends to log p(x). Where
-the curve is flat at its end log p(x) has been reached; where it still climbs, the number printed for the largest K is
-low, whatever its standard error says. The share of rows whose Pareto k-hat is too large is beside it.
+is estimated on the same test rows for K = 1 ... 5000. L_1 is the ELBO, L_K grows with K and tends
+to log p(x). Where the curve is flat at its end log p(x) has been reached; where it still climbs,
+the number printed for the largest K is low, whatever its standard error says. The share of rows
+whose Pareto k-hat is too large is beside it.
 
-    python benchmarks/elbo_vs_evidence.py                        digits; MNIST too if PYROVAE_DATA is set
-    python benchmarks/elbo_vs_evidence.py --data digits --epochs 20 --particles 1,10,100      a quick look
-    python benchmarks/elbo_vs_evidence.py --figure-only          draw the last row of each data set again
+Digits; MNIST too if PYROVAE_DATA is set::
+
+    python benchmarks/elbo_vs_evidence.py
+
+A quick look, and the figure alone, from the last row of each data set::
+
+    python benchmarks/elbo_vs_evidence.py --data digits --epochs 20 --particles 1,10,100
+    python benchmarks/elbo_vs_evidence.py --figure-only
 
 A row a data set goes to results/elbo_vs_evidence.jsonl; the figure shows the last row of each.
 """
@@ -168,7 +174,13 @@ def draw(rows: dict[str, dict[str, Any]], file: Path) -> None:
             xlabel="K, importance samples a datum",
             ylabel="nats a datum",
         )
-        axis.legend(frameon=False, loc="lower right", title="k-hat too large", fontsize="small")
+        axis.legend(
+            loc="lower right",
+            title="k-hat too large",
+            fontsize="small",
+            framealpha=0.9,
+            edgecolor="none",
+        )
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=130)
 

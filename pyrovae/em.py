@@ -134,6 +134,7 @@ class VariationalEM:
         self.scope = ParamScope()
         self.params: dict[str, dict[str, Tensor]] = {}  # role -> name -> unconstrained leaf
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self._leaves: list[Tensor] = []
         e_optimizer = e_optimizer or adam()
         self._factories = {"guide": e_optimizer, "model": m_optimizer or e_optimizer}
         self.observed: dict[str, Site] = {}  # the model's observed sites on the first batch
@@ -160,7 +161,8 @@ class VariationalEM:
         theirs = {id(leaf) for leaf in params["model"].values()}
         params["guide"] = {n: p for n, p in params["guide"].items() if id(p) not in theirs}
         self.params = params
-        if not any(self.params.values()):
+        self._leaves = [leaf for leaves in params.values() for leaf in leaves.values()]
+        if not self._leaves:
             raise ValueError(
                 "the programs own no trainable parameter. Expected: pyro.module, pyro.param, "
                 "a PyroModule, or a network with requires_grad in a closure. "
@@ -259,14 +261,16 @@ class VariationalEM:
 
     def _joint_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepRecord:
         self._zero_grad()
-        if isinstance(self.objective, Objective):
-            record = self._backward(self.objective, args, kwargs)
-        else:
-            record = self._pyro_backward(args, kwargs)
-        record.grad_norm = self._checked_norm(record)
-        for optimizer in self.optimizers.values():
-            optimizer.step()
-        self._zero_grad()
+        try:
+            if isinstance(self.objective, Objective):
+                record = self._backward(self.objective, args, kwargs)
+            else:
+                record = self._pyro_backward(args, kwargs)
+            record.grad_norm = self._checked_norm(record)
+            for optimizer in self.optimizers.values():
+                optimizer.step()
+        finally:
+            self._zero_grad()
         return record
 
     def _backward(self, objective: Objective, args: Any, kwargs: Any) -> StepRecord:
@@ -313,9 +317,7 @@ class VariationalEM:
         return self.data_size / plate.size
 
     def _checked_norm(self, record: StepRecord) -> Tensor:
-        leaves = [
-            p for params in self.params.values() for p in params.values() if p.grad is not None
-        ]
+        leaves = [leaf for leaf in self._leaves if leaf.grad is not None]
         if self.clip_norm is not None:
             norm = torch.nn.utils.clip_grad_norm_(leaves, self.clip_norm)
         else:
@@ -327,7 +329,6 @@ class VariationalEM:
                 for name, p in params.items()
                 if p.grad is not None and not torch.isfinite(p.grad).all()
             ]
-            self._zero_grad()
             raise NotFinite(
                 f"the gradient of parameter(s) {bad[:5]} is not finite "
                 f"(the objective is {record.objective.item():.6g}). No weight has moved. "
@@ -337,8 +338,8 @@ class VariationalEM:
         return norm
 
     def _zero_grad(self) -> None:
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
+        for leaf in self._leaves:
+            leaf.grad = None
 
     def end_epoch(self, valid: Any = None) -> None:
         """Tell the schedule that an epoch has ended; `valid` is its validation data."""

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from pyrovae import bounds
-from pyrovae.traces import Latent, Plan, Terms, probe, terms
+from pyrovae.traces import Latent, Plan, Terms, plan_particles, terms
 from pyrovae.traces.errors import check_per_datum, not_reparameterized
 
 __all__ = ["ELBO", "IWAE", "Objective", "Renyi"]
@@ -114,7 +114,9 @@ class Objective(pyro.infer.ELBO):
     def _plan(self, model: AnyProgram, guide: AnyProgram, args: Any, kwargs: Any) -> Plan:
         learnt = self._learnt
         if learnt is None or learnt[0] != model or learnt[1] != guide:
-            plan = Plan(-1) if self.particles == 1 else probe(model, guide, args, kwargs)[0]
+            plan = Plan()
+            if self.particles > 1:
+                plan = plan_particles(model, guide, args, kwargs, self.data_plate)
             self._learnt = learnt = (model, guide, plan)
         return learnt[2]
 

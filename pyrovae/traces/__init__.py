@@ -11,19 +11,10 @@ from pyrovae.traces.params import (
     frozen_buffers,
     modules_of,
 )
-from pyrovae.traces.recorder import Recorder, Site, draw, nesting, record
-from pyrovae.traces.terms import (
-    DataPlate,
-    Latent,
-    Observed,
-    Plan,
-    Terms,
-    assemble,
-    data_plate_of,
-    probe,
-    replayed,
-    terms,
-)
+from pyrovae.traces.plates import DataPlate, data_plate_of
+from pyrovae.traces.recorder import Recorder, Site, draw, nesting, record, replayed
+from pyrovae.traces.running import Plan, plan_particles, probe, terms
+from pyrovae.traces.terms import Latent, Observed, Terms, assemble
 
 __all__ = [
     "DataPlate",
@@ -42,6 +33,7 @@ __all__ = [
     "frozen_buffers",
     "modules_of",
     "nesting",
+    "plan_particles",
     "probe",
     "record",
     "replayed",

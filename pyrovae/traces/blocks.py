@@ -28,9 +28,9 @@ from torch import Tensor
 
 from pyrovae.traces.dependencies import is_top_down
 from pyrovae.traces.errors import check_per_datum
-from pyrovae.traces.recorder import Recorder, draw, nesting, record
+from pyrovae.traces.recorder import Recorder, draw, nesting, record, replayed
 from pyrovae.traces.support import Relation, check_data, compare, contains
-from pyrovae.traces.terms import Terms, _stack, assemble, replayed
+from pyrovae.traces.terms import Terms, assemble, stack
 
 __all__ = ["Blocks", "Draws", "Guard", "Scored"]
 
@@ -269,7 +269,7 @@ class Blocks:
         for name in {n for part in parts for n in part.outside}:
             empty = torch.zeros_like(next(p.outside[name] for p in parts if name in p.outside))
             outside[name] = torch.cat([p.outside.get(name, empty) for p in parts])
-        return Scored(_stack([p.terms for p in parts]), outside)
+        return Scored(stack([p.terms for p in parts]), outside)
 
     def _with_values(self, values: dict[str, Tensor]) -> Recorder:
         guided = Recorder()

@@ -21,7 +21,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-__all__ = ["Recorder", "Site", "draw", "nesting", "record"]
+__all__ = ["Recorder", "Site", "draw", "nesting", "record", "replayed"]
 
 
 @dataclass(slots=True)
@@ -136,6 +136,13 @@ def record(
     with recorder:
         program(*args, **kwargs)
     return recorder
+
+
+def replayed(guided: Recorder) -> dict[str, Any]:
+    """What a guide's run hands to the model: the draws and the indices of subsampled plates."""
+    return guided.subsamples | {
+        name: site.value for name, site in guided.sites.items() if not site.is_observed
+    }
 
 
 def draw(site: Site, particles: int, plates: int) -> Tensor:

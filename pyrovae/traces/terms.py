@@ -10,135 +10,35 @@ with one summand a latent site. Three things are kept apart that Pyro multiplies
 * the *data plate's* factor N/B, carried as :attr:`Terms.scale` and applied after a bound by
   whoever sums over data (inside a log-sum-exp the result would not be a bound);
 * the remaining scale (``poutine.scale``, subsampled inner plates), one number a site in
-  :attr:`Latent.weight` and :attr:`Terms.likelihood_weights`, which only a sum (the ELBO) may use.
+  :attr:`Latent.weight` and :attr:`Observed.weight`, which only a sum (the ELBO) may use.
 
-The data plate is the outermost plate that holds every observed site. Sites outside of it (global
-latents) are separate ``[K]`` terms. No value of a tensor is looked at, so the same code runs under
-a tracer.
+Sites outside the data plate (global latents) are separate ``[K]`` terms. No value of a tensor is
+looked at, so the same code runs under a tracer.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
-from pyro.distributions import Unit
-from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyrovae.traces.dependencies import is_top_down
-from pyrovae.traces.errors import check_sites, no_data_plate, not_a_plate, unexpected_dims
-from pyrovae.traces.params import frozen_buffers
-from pyrovae.traces.recorder import Recorder, Site, nesting, record
+from pyrovae.traces.errors import check_sites
+from pyrovae.traces.plates import DataPlate, Layout, data_plate_of
+from pyrovae.traces.recorder import Recorder, Site
 from pyrovae.traces.stopped import stop_parameters
 
-__all__ = [
-    "DataPlate",
-    "Latent",
-    "Observed",
-    "Plan",
-    "Terms",
-    "assemble",
-    "data_plate_of",
-    "probe",
-    "replayed",
-    "terms",
-]
-
-AnyProgram = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class DataPlate:
-    """The plate whose elements are data: its name, its dimension, B elements of N."""
-
-    name: str
-    dim: int
-    size: int
-    full_size: int
-
-    @property
-    def scale(self) -> float:
-        """N/B."""
-        return self.full_size / self.size
-
-
-@dataclass
-class Plan:
-    """What one run has taught about a pair of programs; the next run need not learn it again."""
-
-    nesting: int
-    loop: bool = False  # the programs cannot carry particles on the left
-    analytic: dict[str, bool] = field(default_factory=dict)  # site -> analytic KL is valid
-
-
-@dataclass
-class _Layout:
-    """Where particles and data stand in the batch shape of a site's log-density."""
-
-    particles: int
-    nesting: int
-    plate: DataPlate
-
-    def reduce(self, log_prob: Tensor, site: Site) -> Tensor:
-        """Sum a site's log-density over inner plates: ``[K, B]``, or ``[K]`` for a global site.
-
-        The particle axis has length 1 where the term does not depend on a draw.
-        """
-        log_prob = scale_and_mask(log_prob, mask=site.mask)
-        plates = {frame.dim for frame in site.plates}
-        rank = log_prob.dim()
-        has_particles = rank == self.nesting + 1 and log_prob.shape[0] in (1, self.particles)
-        own_rank = self.nesting if has_particles else rank
-        local = self.plate.dim in plates
-        keep = self.plate.dim if local else 0
-        drop = []
-        for dim in range(-own_rank, 0):
-            if dim == keep:
-                continue
-            if dim not in plates and log_prob.shape[dim] != 1:
-                raise unexpected_dims(site, log_prob.shape, dim)
-            drop.append(dim)
-        if own_rank > self.nesting:
-            raise unexpected_dims(site, log_prob.shape, -rank)
-        if drop:
-            log_prob = log_prob.sum(drop)
-        return log_prob if has_particles else log_prob.unsqueeze(0)
-
-    def fill(self, log_prob: Tensor, site: Site, local: bool) -> Tensor:
-        """:meth:`reduce`, repeated along axes that the term does not depend on."""
-        reduced = self.reduce(log_prob, site)
-        shape = (self.particles, self.plate.size) if local else (self.particles,)
-        return reduced if reduced.shape == shape else reduced.expand(shape)
-
-    def weight(self, site: Site) -> float | Tensor:
-        """The site's scale without the data plate's N/B."""
-        scale = site.scale
-        if self.plate.dim in {frame.dim for frame in site.plates}:
-            scale = scale / self.plate.scale
-        if not isinstance(scale, Tensor) and math.isclose(scale, 1.0, rel_tol=1e-9):
-            return 1.0
-        return scale
-
-    def subsampled(self, site: Site) -> str | None:
-        """The name of a subsampled plate other than the data plate, if the site is in one."""
-        for frame in site.plates:
-            size = frame.full_size or frame.size
-            if frame.name != self.plate.name and size != frame.size:
-                return frame.name
-        return None
+__all__ = ["Latent", "Observed", "Terms", "assemble", "stack"]
 
 
 class Observed:
     """One observed site: its distribution, its data, its log-density `[K, B]`."""
 
-    def __init__(self, site: Site, layout: _Layout) -> None:
+    def __init__(self, site: Site, layout: Layout) -> None:
         self._site, self._layout = site, layout
         self.name = site.name
         self.value = site.value
@@ -158,7 +58,7 @@ class Latent:
     """One latent site of the guide, with its prior in the model (absent for an auxiliary site)."""
 
     def __init__(
-        self, guide: Site, model: Site | None, layout: _Layout, top_down: Callable[[str], bool]
+        self, guide: Site, model: Site | None, layout: Layout, top_down: Callable[[str], bool]
     ) -> None:
         self._guide, self._model, self._layout, self._top_down = guide, model, layout, top_down
         self.name = guide.name
@@ -288,111 +188,6 @@ class Terms:
         return total
 
 
-def probe(
-    model: AnyProgram, guide: AnyProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[Plan, Recorder, Recorder]:
-    """Run both programs once, without gradients, moved buffers or used random numbers."""
-    with torch.no_grad(), torch.random.fork_rng(), frozen_buffers(model, guide):
-        guided = record(guide, args, kwargs)
-        modelled = record(model, args, kwargs, values=replayed(guided))
-    return Plan(nesting(guided, modelled)), guided, modelled
-
-
-def replayed(guided: Recorder) -> dict[str, Any]:
-    """What a guide's run hands to the model: the draws and the indices of subsampled plates."""
-    return guided.subsamples | {
-        name: site.value for name, site in guided.sites.items() if not site.is_observed
-    }
-
-
-def terms(
-    model: AnyProgram,
-    guide: AnyProgram,
-    *args: Any,
-    particles: int = 1,
-    data_plate: str | None = None,
-    plan: Plan | None = None,
-    **kwargs: Any,
-) -> Terms:
-    r"""Run `guide`, replay it in `model`, and return the terms of the ELBO and of its relatives.
-
-    Args:
-        model: A Pyro program p(x, z) whose observed sites stand in a plate over data.
-        guide: A Pyro program q(z|x) with a site for each latent site of the model.
-        *args: Arguments of both programs.
-        particles: K, the number of draws a datum.
-        data_plate: The name of the plate over data; by default the outermost that holds every
-            observed site.
-        plan: What an earlier run has taught (used inside; leave it out).
-        **kwargs: Keyword arguments of both programs.
-
-    Returns:
-        `Terms` with ``log_weights`` and ``log_likelihood`` `[K, B]` in nats, ``latents[site]``,
-        ``scale`` = N/B.
-
-    Raises:
-        ValueError: No data plate; a latent site missing from or foreign to either program;
-            shapes that do not fit.
-
-    Example:
-        >>> import torch, pyro, pyrovae as pv, pyro.distributions as dist
-        >>> def model(x):
-        ...     with pyro.plate("data", len(x)):
-        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-        >>> def guide(x):
-        ...     with pyro.plate("data", len(x)):
-        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
-        >>> pv.terms(model, guide, torch.zeros(3), particles=2).log_weights.shape
-        torch.Size([2, 3])
-    """
-    if particles < 1:
-        raise ValueError(f"terms: particles must be at least 1, got {particles}.")
-    if particles == 1:
-        return _run(model, guide, args, kwargs, 1, data_plate, plan or Plan(nesting=-1))
-    if plan is None:
-        plan = probe(model, guide, args, kwargs)[0]
-    if not plan.loop:
-        try:
-            return _run(model, guide, args, kwargs, particles, data_plate, plan)
-        except (RuntimeError, ValueError, IndexError) as error:
-            # a net that cannot broadcast on the left; if one particle fails too, the error that
-            # it raises is the user's
-            _run(model, guide, args, kwargs, 1, data_plate, Plan(nesting=-1))
-            plan.loop = True
-            first = str(error).strip().splitlines()[0]
-            warnings.warn(
-                f"the programs cannot run with a particle dimension on the left ({first}); "
-                f"each of the particles is run by itself, which is slower. "
-                f"To mend it, let the networks fold leading dimensions (z.flatten(0, -2) before, "
-                f"unflatten after), as those of pyrovae.nn do.",
-                stacklevel=2,
-            )
-    one = Plan(nesting=-1, analytic=plan.analytic)
-    return _stack([_run(model, guide, args, kwargs, 1, data_plate, one) for _ in range(particles)])
-
-
-def _run(
-    model: AnyProgram,
-    guide: AnyProgram,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    particles: int,
-    data_plate: str | None,
-    plan: Plan,
-) -> Terms:
-    guided = record(guide, args, kwargs, particles=particles, plates=plan.nesting)
-    modelled = record(model, args, kwargs, values=replayed(guided))
-
-    def top_down(name: str) -> bool:
-        if name not in plan.analytic:
-            plan.analytic[name] = is_top_down(name, model, guide, guided, modelled, args, kwargs)
-        return plan.analytic[name]
-
-    plates = nesting(guided, modelled) if particles == 1 else plan.nesting
-    return assemble(guided, modelled, particles, plates, data_plate, top_down)
-
-
 def assemble(
     guided: Recorder,
     modelled: Recorder,
@@ -404,7 +199,7 @@ def assemble(
     """Match the sites of the two programs and lay out their log-densities."""
     check_sites(guided, modelled)
     plate = data_plate_of(modelled, data_plate)
-    layout = _Layout(particles, plates, plate)
+    layout = Layout(particles, plates, plate)
     subsampled = None
     latents, observed = {}, {}
     for name, site in guided.sites.items():
@@ -417,26 +212,6 @@ def assemble(
             observed[name] = Observed(site, layout)
             subsampled = subsampled or layout.subsampled(site)
     return Terms(latents, observed, plate, particles, subsampled)
-
-
-def data_plate_of(modelled: Recorder, wanted: str | None = None) -> DataPlate:
-    """The outermost plate around every observed site of a recorded model, or the `wanted` one."""
-    sites = [s for s in modelled.sites.values() if s.is_observed]
-    data = [s for s in sites if not isinstance(s.fn, Unit)]  # pyro.factor is not data
-    if wanted is not None:
-        data = [s for s in data if wanted in {frame.name for frame in s.plates}]
-        if not data:
-            raise not_a_plate(wanted, sites)
-    common = [
-        frame
-        for frame in (data[0].plates if data else ())
-        if all(frame.name in {f.name for f in s.plates} for s in data)
-        and wanted in (None, frame.name)
-    ]
-    if not common:
-        raise no_data_plate(sites)
-    frame = common[0]
-    return DataPlate(frame.name, frame.dim, frame.size, frame.full_size or frame.size)
 
 
 class _StackedLatent(Latent):
@@ -478,7 +253,8 @@ class _StackedObserved(Observed):
     log_prob = cached_property(lambda self: torch.cat([p.log_prob for p in self._parts]))
 
 
-def _stack(parts: list[Terms]) -> Terms:
+def stack(parts: list[Terms]) -> Terms:
+    """Terms of one particle each, side by side: `[K, B]`."""
     last = parts[-1]
     latents = {n: _StackedLatent([p.latents[n] for p in parts]) for n in last.latents}
     observed = {n: _StackedObserved([p.observed[n] for p in parts]) for n in last.observed}

@@ -1,6 +1,7 @@
 """Every row of tests/programs.py, eager and captured, against Pyro's own handlers."""
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
@@ -8,6 +9,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import pyrovae as pv
+from tests import programs
 from tests.programs import PROGRAMS
 
 rows = pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.name)
@@ -148,3 +150,45 @@ def test_pathwise_gradients_exist_or_the_site_is_named(program):
         with pytest.raises(NotImplementedError, match="latent site 'z' .*TraceEnum_ELBO"):
             objective.differentiable_loss(model, guide, *args, **kwargs)
         assert torch.isfinite(objective.per_datum(model, guide, *args, **kwargs)).all()
+
+
+def test_particles_that_a_network_mixes_up_in_silence_are_run_one_by_one():
+    """A softmax over dimension 1: features for `[B, D]`, data for `[K, B, D]`."""
+    model, guide, (x,), _ = PROGRAMS[0].build()
+
+    def mixing(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            loc = torch.softmax(z, 1).sum(-1, keepdim=True) + z @ torch.ones(2, 5)
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    with pytest.warns(UserWarning, match="two particles at once do not give"):
+        terms = pv.terms(mixing, guide, x, particles=3)
+    expected = dist.Normal(1 + terms.latents["z"].value @ torch.ones(2, 5), 1.0).to_event(1)
+    torch.testing.assert_close(terms.log_likelihood, expected.log_prob(x))
+
+
+def test_particles_run_one_by_one_see_the_same_subsample():
+    decoder = programs.Picture()
+    images = torch.zeros(12, 1, 4, 4)
+    images[torch.arange(12), 0, 0, 0] = torch.arange(12.0)
+
+    def model(x):
+        with pyro.plate("data", 12, subsample_size=4) as index:
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            seen.append(index.tolist())
+            pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(3), obs=x[index])
+
+    def guide(x):
+        with pyro.plate("data", 12, subsample_size=4):
+            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    seen = []
+    with pytest.warns(UserWarning, match="run by itself"):
+        plan = pv.traces.plan_particles(model, guide, (images,), {})
+    seen.clear()
+    for _ in range(2):
+        pv.terms(model, guide, images, particles=5, plan=plan)
+    assert len(seen) == 10
+    assert len({tuple(s) for s in seen[:5]}) == len({tuple(s) for s in seen[5:]}) == 1
+    assert seen[0] != seen[5]

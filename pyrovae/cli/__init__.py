@@ -62,7 +62,7 @@ class _Group(typer.core.TyperGroup):
 
 
 def _in_one_line(error: Exception) -> tuple[str, int]:
-    """The message and the exit code of an error that is the user's to mend; a bug is raised again."""
+    """The message and exit code of an error that is the user's to mend; raises a bug again."""
     if hasattr(error, "format_message"):  # the command line's own: unknown options and the like
         text, code = error.format_message(), getattr(error, "exit_code", 2)
     elif isinstance(error, (ConnectionError, FloatingPointError)):

@@ -1,12 +1,12 @@
-"""`pyrovae compare`: which posterior? One VAE each, the same data, seed, budget and test rows.
+r"""`pyrovae compare`: which posterior? One VAE each, the same data, seed, budget and test rows.
 
 Two standard errors are easily confused. That of a *mean* of log p(x) over test data comes from the
 scatter of the data: some digits are harder than others, for every posterior alike. That of a
 *difference* of two means over the same data does not contain that scatter, and is what decides. So
-differences are paired: with :math:`d_n = \\log p_A(x_n) - \\log p_B(x_n)`,
+differences are paired: with :math:`d_n = \log p_A(x_n) - \log p_B(x_n)`,
 
-.. math:: \\bar d = \\frac1N \\sum_n d_n, \\qquad
-    \\mathrm{s.e.}^2 = \\frac{1}{N(N-1)} \\sum_n (d_n - \\bar d)^2,
+.. math:: \bar d = \frac1N \sum_n d_n, \qquad
+    \mathrm{s.e.}^2 = \frac{1}{N(N-1)} \sum_n (d_n - \bar d)^2,
 
 which has the Monte Carlo error of both estimates in it, since that scatters :math:`d_n` as well.
 With m pairs a difference counts as established where it exceeds the Normal quantile of
@@ -104,8 +104,8 @@ class Pair:
 
     def row(self) -> list[str]:
         """Its row of the table."""
-        value = f"{self.difference:+.2f} +- {self.std_error:.2f}"
-        elbo = f"{self.elbo_difference:+.2f} +- {self.elbo_std_error:.2f}"
+        value = f"{self.difference:+.3f} +- {self.std_error:.3f}"
+        elbo = f"{self.elbo_difference:+.3f} +- {self.elbo_std_error:.3f}"
         return [f"{self.first} - {self.second}", value, f"{self.ratio:+.1f}", elbo]
 
 
@@ -122,26 +122,33 @@ def pairs_of(contenders: list[Contender]) -> list[Pair]:
     return sorted(pairs, key=lambda pair: -pair.difference)
 
 
+def quantile(count: int) -> float:
+    """How many standard errors one of `count` differences has to exceed: 5 % over all."""
+    return NormalDist().inv_cdf(1 - LEVEL / (2 * max(count, 1)))
+
+
 def answer(pairs: list[Pair], rows: int) -> str:
     """Which guide is better, in a sentence, no more certain than the numbers are."""
     if not pairs:
         return "One posterior: nothing to compare."
-    needed = NormalDist().inv_cdf(1 - LEVEL / (2 * len(pairs)))
+    needed = quantile(len(pairs))
     names = {pair.first for pair in pairs} | {pair.second for pair in pairs}
     best = (names - {pair.second for pair in pairs}) or {pairs[0].first}
     leader = sorted(best)[0]
     behind = [pair for pair in pairs if pair.first == leader]
     beaten = [pair for pair in behind if pair.ratio > needed]
     equal = [pair for pair in behind if pair.ratio <= needed]
-    rule = f"a difference has to exceed {needed:.1f} standard errors, 5 % over {_count(len(pairs), 'pair')}"
-    by = ", ".join(f"{p.second} by {p.difference:.2f} +- {p.std_error:.2f}" for p in beaten)
+    count = f"{len(pairs)} pair{'s' * (len(pairs) != 1)}"
+    rule = f"a difference has to exceed {needed:.1f} standard errors, 5 % over {count}"
+    rule = f"on these {rows:,} test rows ({rule})"
+    by = ", ".join(f"{p.second} by {p.difference:.3f} +- {p.std_error:.3f}" for p in beaten)
     if not equal:
-        return f"{leader}: its log p(x) on these {rows:,} test rows is higher than that of {by} nats ({rule})."
-    level = ", ".join(f"{p.second} {p.difference:.2f} +- {p.std_error:.2f}" for p in equal)
-    more = f" It is better than {by} nats." if beaten else ""
+        return f"{leader}: its log p(x) is higher than that of {by} nats {rule}."
+    level = ", ".join(f"{p.second} ({p.difference:.3f} +- {p.std_error:.3f})" for p in equal)
+    more = f"it is better than {by} nats, but " if beaten else ""
     return (
-        f"no single winner: {leader} has the highest log p(x), but not by more than the error of these "
-        f"{rows:,} test rows ({level} nats below; {rule}).{more}"
+        f"no single winner. {leader} has the highest log p(x): {more}"
+        f"it cannot be told from {level} {rule}."
     )
 
 
@@ -152,13 +159,10 @@ def _caution(contenders: list[Contender]) -> str:
     if not doubtful:
         return ""
     return (
-        f" But the weights are heavy-tailed for many rows ({', '.join(doubtful)}; Pareto k-hat), so log p(x) is "
+        f" But the weights are heavy-tailed for many rows ({', '.join(doubtful)}; Pareto k-hat), "
+        "so log p(x) is "
         "probably low by more than its error, and this answer is provisional."
     )
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}{'s' * (n != 1)}"
 
 
 def compare(
@@ -192,16 +196,18 @@ def compare(
 ) -> None:
     """Train one VAE per posterior on the same data, seed and budget, and say which is better.
 
-    Prints ELBO, log p(x) and collapse side by side on the same test rows, and the paired differences of log p(x)
-    with their standard errors. Writes table.md, comparison.json, comparison.png and a run's folder each. A
-    comparison already in --out is moved aside, to a folder of the same name with -old.
+    Prints ELBO, log p(x) and collapse side by side on the same test rows, and the paired
+    differences of log p(x) with their standard errors. Writes table.md, comparison.json,
+    comparison.png and a run's folder each. A comparison already in --out is moved aside, to a
+    folder of the same name with -old.
     """
     use_threads(threads, data)
     if evaluate < 2:
         raise ValueError("--evaluate: comparing needs log p(x), so at least 2 draws of z.")
     names = [name.strip() for name in posteriors.split(",") if name.strip()]
     if binarize is None and data == "digits":
-        binarize = "dynamic"  # 17 grey levels make posteriors that no amortized guide covers: k-hat above 1
+        # 17 grey levels make posteriors that these guides do not cover: k-hat above 1
+        binarize = "dynamic"
     chosen = ctx.params | {"binarize": binarize}
     every = [Settings.chosen(chosen | {"posterior": name}) for name in names]
     names = [settings.posterior for settings in every]
@@ -273,7 +279,7 @@ def _report(contenders: list[Contender], folder: Path) -> None:
         parts += ["Paired differences over the same test rows, nats:", markdown(PAIRED, paired)]
     parts += [conclusion, "![comparison](comparison.png)"]
     (folder / "table.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    draw_comparison(contenders, pairs, folder / "comparison.png")
+    draw_comparison(contenders, pairs, quantile(len(pairs)), folder / "comparison.png")
     write_json(folder / "comparison.json", _record(contenders, pairs, conclusion, folder))
     typer.echo(f"written: {folder}/comparison.png, table.md, comparison.json, and a run each")
 
@@ -287,10 +293,13 @@ def _notes(contenders: list[Contender]) -> list[str]:
     priors = {c.prior for c in contenders}
     listed = "; ".join(f"{c.name}: {c.prior}" for c in contenders)
     notes = [
-        f"nats, mean over {part} rows of {found.data['name']}{drawn}; K = {found.evidence.particles:,} draws of z "
+        f"nats, mean over {part} rows of {found.data['name']}{drawn}; K = "
+        f"{found.evidence.particles:,} draws of z "
         "a datum, the same rows for all",
-        f"s.e. is over test rows; the Monte Carlo error of a mean, inside it, is at most {error:.1g}",
-        "log p(x) judges the model that a guide has trained, the gap = log p(x) - ELBO = mean KL(q(z|x) || p(z|x)) the "
+        "s.e. is over test rows; the Monte Carlo error of a mean, inside it, is at most "
+        f"{error:.1g}",
+        "log p(x) judges the model that a guide has trained, the gap = log p(x) - ELBO = mean "
+        "KL(q(z|x) || p(z|x)) the "
         "guide itself",
         "KL = mean KL(q(z|x) || p(z)); seconds of training",
         f"prior of every unit, all: {priors.pop()}"

@@ -54,7 +54,7 @@ def load_split(data: str, binarize: str | None, split: str) -> Dataset:
 
 
 def choose(rows: int, limit: int | None) -> Tensor:
-    """At most `limit` of so many row numbers, always the same ones; a larger limit adds to them."""
+    """At most `limit` of so many row numbers, always the same; a larger limit adds to them."""
     if not limit or limit >= rows:
         return torch.arange(rows)
     order = np.random.RandomState(_ORDER).permutation(rows)

@@ -87,7 +87,7 @@ def evaluate_run(
     chunk: int | None = None,
     progress: bool | None = None,
 ) -> Evaluation:
-    """Evidence and collapse of a run on data; what is binarized dynamically is drawn once, with seed 0."""
+    """Evidence and collapse of a run; dynamic binarization is drawn once, with seed 0."""
     began = time.perf_counter()
     rows = choose(len(data), limit)
     device = next((p.device for p in run.params.values()), data.device)
@@ -156,7 +156,7 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
 
 
 def numbers(values: Any) -> Any:
-    """Tensors and numbers, in lists and dictionaries, as JSON has them; what is not finite as None."""
+    """Tensors and numbers, in lists and dictionaries, as JSON has them; not finite: None."""
     if isinstance(values, Tensor):
         values = values.detach().cpu().tolist()
     if isinstance(values, dict):

@@ -32,7 +32,8 @@ def replace_folder(folder: Path, marker: str) -> Path | None:
         return None
     if not folder.is_dir() or not (folder / marker).is_file():
         raise FileExistsError(
-            f"{folder} exists and was not made by this command (it holds no {marker}). Expected: a new or empty "
+            f"{folder} exists and was not made by this command (it holds no {marker}). Expected: "
+            "a new or empty "
             "folder. Try: another --out; nothing has been changed."
         )
     aside = new_folder(f"{folder.name}-old", folder.parent)

@@ -17,7 +17,8 @@ Data = Annotated[
     str,
     typer.Option(
         help=f"{', '.join(NAMES)}, or a .npy or .npz file (file.npz:key takes one array of "
-        "several; arrays called train and test are the split, else a fifth of the rows is held out)."
+        "several; arrays called train and test are the split, else a fifth of the rows is held "
+        "out)."
     ),
 ]
 Binarize = Annotated[
@@ -31,8 +32,8 @@ BinarizeCompared = Annotated[
     str | None,
     typer.Option(
         "--binarize",
-        help="dynamic, fixed or none, as in train. [default: dynamic for digits and mnist, where log p(x) can be "
-        "trusted; none elsewhere]",
+        help="dynamic, fixed or none, as in train. [default: dynamic for digits and mnist, where "
+        "log p(x) can be trusted; none elsewhere]",
     ),
 ]
 Posterior = Annotated[

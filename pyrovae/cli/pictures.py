@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,8 +19,17 @@ __all__ = ["draw_comparison"]
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 
 
-def draw_comparison(contenders: list[Contender], pairs: list[Pair], file: Path) -> None:
-    """Draw three panels: ELBO and log p(x) a posterior, paired differences, training curves."""
+def draw_comparison(
+    contenders: list[Contender], pairs: list[Pair], needed: float, file: Path
+) -> None:
+    """Draw three panels: ELBO and log p(x) a posterior, paired differences, training curves.
+
+    Args:
+        contenders: a colour each.
+        pairs: a row each of the middle panel.
+        needed: how many standard errors the bars of that panel are long on either side.
+        file: the picture.
+    """
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     levels, differences, curves = figure.subplots(1, 3, width_ratios=[1, 1, 1.2])
@@ -45,7 +55,7 @@ def draw_comparison(contenders: list[Contender], pairs: list[Pair], file: Path) 
     levels.set_xlim(-0.5, len(names) - 0.5)
     levels.set(title=f"{rows:,} test rows, ± s.e. over rows", ylabel="nats a datum")
     if pairs:
-        _draw_pairs(differences, pairs)
+        _draw_pairs(differences, pairs, needed)
     else:
         differences.set_axis_off()
     final = [c.run.history[-1]["elbo"] for c in contenders]
@@ -60,14 +70,15 @@ def draw_comparison(contenders: list[Contender], pairs: list[Pair], file: Path) 
     figure.savefig(file, dpi=140)
 
 
-def _draw_pairs(axis: Axes, pairs: list[Pair]) -> None:
-    """Paired differences of log p(x), with two standard errors."""
+def _draw_pairs(axis: Axes, pairs: list[Pair], needed: float) -> None:
+    """Paired differences of log p(x); a bar that misses zero is an established difference."""
     axis.axvline(0, color="grey", linewidth=1)
     for i, pair in enumerate(pairs):
         axis.errorbar(
-            pair.difference, i, xerr=2 * pair.std_error, marker="s", color="black", capsize=4
+            pair.difference, i, xerr=needed * pair.std_error, marker="s", color="black", capsize=4
         )
+    axis.xaxis.set_major_locator(MaxNLocator(5))
     labels = [f"{pair.first}\n− {pair.second}" for pair in pairs]
     axis.set_yticks(range(len(pairs)), labels)
     axis.set_ylim(len(pairs) - 0.5, -0.5)
-    axis.set(title="paired difference of log p(x), ± 2 s.e.", xlabel="nats a datum")
+    axis.set(title=f"paired difference of log p(x), ± {needed:.1f} s.e.", xlabel="nats a datum")

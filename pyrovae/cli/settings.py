@@ -1,8 +1,8 @@
 """What a run is: the command line's options as one record, and what is built from them.
 
 A :class:`Settings` is plain values only, so it is kept as JSON beside the run (``train.json``) and
-read back by ``--resume`` and ``evaluate``. Options that were left out depend on the data; `resolve`
-fills them in, so that what is kept says what was done.
+read back by ``--resume`` and ``evaluate``. Options that were left out depend on the data;
+`resolve` fills them in, so that what is kept says what was done.
 """
 
 from __future__ import annotations
@@ -134,15 +134,16 @@ class Settings:
         """Name and arguments of p(x|z): as chosen, or what fits the data.
 
         Raises:
-            ValueError: an unknown name, an argument that is missing or is not a number, grey values under
-                a Bernoulli.
+            ValueError: an unknown name, an argument that is missing or is not a number, grey
+                values under a Bernoulli.
         """
         hint = data.likelihood or ("bernoulli" if _is_binary(data) else "normal")
         name, _, text = (self.likelihood or hint).partition(":")
         check_choice("--likelihood", name, likelihood_names())
         if name == "bernoulli" and not data.binarize and not _is_binary(data):
             raise ValueError(
-                f"--likelihood bernoulli: {data.name} has values other than 0 and 1. Try: --binarize dynamic "
+                f"--likelihood bernoulli: {data.name} has values other than 0 and 1. Try: "
+                "--binarize dynamic "
                 "(or fixed) for intensities in [0, 1], or another --likelihood."
             )
         arguments = data.likelihood_args if name == data.likelihood else {}
@@ -227,6 +228,6 @@ def _cosine(done: float) -> float:
 
 
 def _burda(done: float) -> float:
-    """Eight stages of 3^0 ... 3^7 epochs, from 1 down to 0.1 (Burda et al. 2016, arXiv:1509.00519)."""
+    """Eight stages of 3^0 ... 3^7 epochs, 1 down to 0.1 (Burda et al. 2016, arXiv:1509.00519)."""
     stage = next((i for i in range(8) if 3280 * done < (3 ** (i + 1) - 1) / 2), 7)
     return round(10 ** (1 - stage / 7), 1) / 10

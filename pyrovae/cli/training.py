@@ -21,7 +21,7 @@ from pyrovae.datasets import Dataset
 from pyrovae.distributions import posterior_class
 from pyrovae.fit import fit
 from pyrovae.models import VAE
-from pyrovae.run import Run
+from pyrovae.run import CHECKPOINT, Run
 
 __all__ = ["describe_prior", "given", "train", "train_vae", "use_threads"]
 
@@ -60,8 +60,9 @@ def train(
 ) -> None:
     """Train a VAE and evaluate it on test data it has not seen.
 
-    Without options: 8x8 handwritten digits, a Normal posterior, the exact binomial likelihood, half a minute.
-    The folder of the run keeps its settings, history and weights, and evidence.json.
+    Without options: 8x8 handwritten digits, a Normal posterior, the exact binomial likelihood,
+    half a minute. The folder of the run keeps its settings, history and weights, and
+    evidence.json.
     """
     chosen = dict(ctx.params)
     if resume:
@@ -124,13 +125,15 @@ def train_vae(
     law = f"{name}({inside})" if inside else name
     say(
         f"{data.name}, {len(data):,} x {data.data_shape}"
-        f"{f', binarized ({data.binarize})' if data.binarize else ''}; {settings.posterior} posterior, "
+        f"{f', binarized ({data.binarize})' if data.binarize else ''}; {settings.posterior} "
+        "posterior, "
         f"prior {describe_prior(vae)}, {law} likelihood, latent {settings.latent}, "
         f"hidden {settings.hidden}"
     )
     say(
         f"{settings.objective} ({settings.particles} particle{'s' * (settings.particles > 1)}), "
-        f"{settings.epochs} epochs of {-(-len(data) // settings.batch_size)} steps, {settings.optimizer}, "
+        f"{settings.epochs} epochs of {-(-len(data) // settings.batch_size)} steps, "
+        f"{settings.optimizer}, "
         f"lr {settings.lr:g} {settings.lr_schedule}, seed {settings.seed} -> {folder}"
     )
     clock, rows = settings.clock(), _Rows(settings, say)
@@ -162,7 +165,9 @@ def train_vae(
             progress=False if quiet else None,
         )
     except KeyboardInterrupt:
-        typer.echo(f"\ninterrupted; to go on: pyrovae train --out {folder} --resume", err=True)
+        on = f"to go on: pyrovae train --out {folder} --resume"
+        kept = on if (folder / CHECKPOINT[0]).is_dir() else "nothing had been saved yet"
+        typer.echo(f"\ninterrupted; {kept}", err=True)
         raise
     done = len(run.history)
     if settings.minutes is not None and clock({}) and done < settings.epochs:
@@ -185,7 +190,8 @@ class _Rows:
 
     def __call__(self, record: dict[str, Any]) -> None:
         self.seconds += record["seconds"]
-        if record["epoch"] % self.every and record["epoch"] != self.last:
+        epoch = record["epoch"]
+        if epoch % self.every and epoch not in (1, self.last):
             return
         held_out = f" {record['valid_elbo']:>11.2f}" if self.held_out else ""
         tqdm.write(
@@ -195,13 +201,14 @@ class _Rows:
 
 
 def _refuse_taken(folder: Path) -> None:
-    """Refuse a folder with anything in it, but for what a run leaves that never reached a checkpoint."""
+    """Refuse a folder with anything in it but what a run without a checkpoint leaves."""
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"--out {folder} is a file. Expected: a new or empty folder.")
     started = {"config.json", "metrics.jsonl", "train.json"}
     if folder.is_dir() and {file.name for file in folder.iterdir()} - started:
         raise FileExistsError(
-            f"--out {folder} is not empty. Try: --resume to go on with the run in it, or another --out; nothing "
+            f"--out {folder} is not empty. Try: --resume to go on with the run in it, or another "
+            "--out; nothing "
             "has been changed."
         )
 
@@ -217,7 +224,7 @@ def given(ctx: typer.Context) -> dict[str, Any]:
 
 
 def use_threads(threads: int | None, data: str) -> None:
-    """Set the CPU threads of this process, which is the command's own; small networks are faster on one."""
+    """Set this process's CPU threads; small networks are faster on one, busy machines too."""
     if threads is not None or data == "digits":
         torch.set_num_threads(threads or 1)
 

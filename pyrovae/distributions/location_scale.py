@@ -17,8 +17,9 @@ So the author of a family says what the noise is, twice: how to draw it (`_noise
 log-density (`_noise_log_prob`). The rest is scaled here from optional one-line hooks:
 `_noise_cdf`, `_noise_sf`, `_noise_log_cdf`, `_noise_log_sf`, `_noise_icdf`, `_noise_isf`,
 `_noise_mean`, `_noise_variance`, `_noise_mode`, `_noise_entropy`. A family that is symmetric about
-zero sets `symmetric = True` and gives left-tail functions only. A quantity whose hook is missing
-raises `NotImplementedError`, which names the hook.
+zero sets `symmetric = True` and gives left-tail functions only; its quantiles are asked for u up
+to 1/2 at the lower end, where a float has the digits. A quantity whose hook is missing raises
+`NotImplementedError`, which names the hook.
 
 Upper tails have functions of their own (`sf`, `log_sf`, `isf`): in float32 the cdf is 1 long
 before the survival function is 0, and importance weights are decided out there.
@@ -30,14 +31,16 @@ import math
 from collections.abc import Callable
 from numbers import Number
 
+import pyro.distributions as dist
 import torch
 from torch import Size, Tensor
-from torch.distributions import constraints
+from torch.distributions import Distribution, Transform, constraints
 from torch.nn.functional import logsigmoid
 
-from pyrovae.distributions.base import EMPTY, Reparameterized
+from pyrovae.distributions.base import EMPTY, Reparameterized, can_look
+from pyrovae.distributions.stable import EULER, log1mexp
 
-__all__ = ["LocationScale", "Logistic"]
+__all__ = ["Cauchy", "Gumbel", "Laplace", "LocationScale", "Logistic", "Normal"]
 
 
 class LocationScale(Reparameterized):
@@ -120,12 +123,12 @@ class LocationScale(Reparameterized):
         return self.loc + self.scale * self._hook("_noise_isf")(value)
 
     def _tail(self, hook: str, value: Tensor) -> Tensor:
-        if self._validate_args:
+        if self._validate_args and can_look():
             self._validate_sample(value)
         return self._hook(hook)(self._standard(value))
 
     def _upper(self, hook: str, mirrored: str, value: Tensor) -> Tensor:
-        if self._validate_args:
+        if self._validate_args and can_look():
             self._validate_sample(value)
         eps = self._standard(value)
         return self._hook(mirrored)(-eps) if self.symmetric else self._hook(hook)(eps)
@@ -161,7 +164,98 @@ class LocationScale(Reparameterized):
         return hook
 
 
-class Logistic(LocationScale):
+class Normal(LocationScale, dist.Normal):
+    r"""Normal: :math:`\epsilon \sim \mathcal N(0, 1)`.
+
+    .. math:: \log q(z) = -\tfrac12\epsilon^2 - \tfrac12\log 2\pi - \log s, \qquad
+        F(z) = \tfrac12\,\mathrm{erfc}(-\epsilon / \sqrt2).
+
+    The cdf keeps its lower tail in float32 to :math:`\epsilon = -13`, the log-cdf everywhere.
+
+    Args:
+        loc: :math:`\mu`, mean, median and mode.
+        scale: :math:`s > 0`, standard deviation.
+
+    >>> Normal(0.0, 1.0).cdf(torch.tensor(-6.0))
+    tensor(9.8659e-10)
+    """
+
+    symmetric = True
+
+    def _noise(self, shape: Size) -> Tensor:
+        return self._normal(shape)
+
+    def _noise_log_prob(self, eps: Tensor) -> Tensor:
+        return -0.5 * eps.square() - 0.5 * math.log(2 * math.pi)
+
+    def _noise_cdf(self, eps: Tensor) -> Tensor:
+        return 0.5 * torch.erfc(eps * -math.sqrt(0.5))
+
+    def _noise_log_cdf(self, eps: Tensor) -> Tensor:
+        return torch.special.log_ndtr(eps)
+
+    def _noise_icdf(self, u: Tensor) -> Tensor:
+        return torch.special.ndtri(u)
+
+    def _noise_variance(self) -> float:
+        return 1.0
+
+    def _noise_entropy(self) -> float:
+        return 0.5 + 0.5 * math.log(2 * math.pi)
+
+    @property
+    def stddev(self) -> Tensor:
+        return self.scale
+
+
+class Laplace(LocationScale, dist.Laplace):
+    r"""Laplace: :math:`\epsilon = \pm E`, an exponential with a random sign.
+
+    .. math:: \log q(z) = -|\epsilon| - \log 2 s, \qquad
+        F(z) = \tfrac12 e^{\epsilon} \;(\epsilon \le 0), \quad
+        1 - \tfrac12 e^{-\epsilon} \;(\epsilon > 0).
+
+    Args:
+        loc: :math:`\mu`, mean, median and mode.
+        scale: :math:`s > 0`; the variance is :math:`2 s^2`.
+
+    >>> Laplace(0.0, 1.0).icdf(torch.tensor(1e-10))
+    tensor(-22.3327)
+    """
+
+    symmetric = True
+
+    def _noise(self, shape: Size) -> Tensor:
+        return self._exponential(shape) * self._sign(shape)
+
+    def _noise_log_prob(self, eps: Tensor) -> Tensor:
+        return -eps.abs() - math.log(2)
+
+    def _noise_cdf(self, eps: Tensor) -> Tensor:
+        half = 0.5 * torch.exp(-eps.abs())
+        return torch.where(eps > 0, 1 - half, half)
+
+    def _noise_log_cdf(self, eps: Tensor) -> Tensor:
+        upper = torch.log1p(-0.5 * torch.exp(-eps.abs()))
+        return torch.where(eps > 0, upper, eps - math.log(2))
+
+    def _noise_icdf(self, u: Tensor) -> Tensor:
+        upper = u > 0.5
+        lower, rest = torch.where(upper, 0.5, u), torch.where(upper, 1 - u, 0.5)
+        return torch.where(upper, -torch.log(2 * rest), torch.log(2 * lower))
+
+    def _noise_variance(self) -> float:
+        return 2.0
+
+    def _noise_entropy(self) -> float:
+        return 1 + math.log(2)
+
+    @property
+    def stddev(self) -> Tensor:
+        return math.sqrt(2) * self.scale
+
+
+class Logistic(LocationScale, dist.Logistic):
     r"""Logistic: :math:`\epsilon = \log E_1 - \log E_2`, the law of :math:`\mathrm{logit}\, u`.
 
     .. math::
@@ -187,7 +281,7 @@ class Logistic(LocationScale):
         return self._exponential(shape).log() - self._exponential(shape).log()
 
     def _noise_log_prob(self, eps: Tensor) -> Tensor:
-        return 2 * logsigmoid(eps) - eps
+        return logsigmoid(eps) + logsigmoid(-eps)
 
     def _noise_cdf(self, eps: Tensor) -> Tensor:
         return torch.sigmoid(eps)
@@ -203,3 +297,145 @@ class Logistic(LocationScale):
 
     def _noise_entropy(self) -> float:
         return 2.0
+
+
+class Cauchy(LocationScale, dist.Cauchy):
+    r"""Cauchy: :math:`\epsilon = \pm\cot(\tfrac{\pi}{2} e^{-E})`, the law of :math:`-\cot \pi u`.
+
+    .. math:: \log q(z) = -\log \pi s (1 + \epsilon^2), \qquad
+        F(z) = \mathrm{atan2}(1, -\epsilon) / \pi, \qquad F^{-1}(u) = \mu - s\cot \pi u.
+
+    No moment exists: the mean is NaN, the variance infinite. Drawn through an exponential, the
+    tails reach :math:`10^8` in float32, where a uniform stops at :math:`5 \cdot 10^6`.
+
+    Args:
+        loc: :math:`\mu`, median and mode.
+        scale: :math:`s > 0`, half the width at half the height.
+
+    >>> Cauchy(0.0, 1.0).icdf(torch.tensor([0.0, 1e-10]))
+    tensor([       -inf, -3.1831e+09])
+    """
+
+    symmetric = True
+
+    def _noise(self, shape: Size) -> Tensor:
+        tail = torch.exp(-self._exponential(shape)) * (math.pi / 2)
+        return self._sign(shape) / torch.tan(tail)
+
+    def _noise_log_prob(self, eps: Tensor) -> Tensor:
+        a = eps.abs()
+        far = a > 1e4  # the square of 1e20 is not a float32; beyond 1e4 the 1 is 1e-8 of it
+        near, tail = torch.where(far, 1.0, a), torch.where(far, a, 1e4)
+        squares = torch.log1p(near.square())
+        return -torch.where(far, 2 * tail.log() + tail.pow(-2), squares) - math.log(math.pi)
+
+    def _noise_cdf(self, eps: Tensor) -> Tensor:
+        return torch.atan2(torch.ones_like(eps), -eps) / math.pi
+
+    def _noise_log_cdf(self, eps: Tensor) -> Tensor:
+        upper = eps > 0
+        low, high = torch.where(upper, 0.0, eps), torch.where(upper, eps, 1.0)
+        return torch.where(
+            upper,
+            torch.log1p(-torch.atan2(torch.ones_like(high), high) / math.pi),
+            self._noise_cdf(low).log(),
+        )
+
+    def _noise_icdf(self, u: Tensor) -> Tensor:
+        middle = (u - 0.5).abs() < 0.25
+        centre, end = torch.where(middle, u, 0.5), torch.where(middle, 0.25, u)
+        q = torch.where(end > 0.5, 1 - end, end)
+        tail = torch.where(end > 0.5, 1.0, -1.0).to(u.dtype) / torch.tan(math.pi * q)
+        return torch.where(middle, torch.tan(math.pi * (centre - 0.5)), tail)
+
+    def _noise_mean(self) -> float:
+        return math.nan
+
+    def _noise_mode(self) -> float:
+        return 0.0
+
+    def _noise_variance(self) -> float:
+        return math.inf
+
+    def _noise_entropy(self) -> float:
+        return math.log(4 * math.pi)
+
+
+class Gumbel(LocationScale, dist.Gumbel):
+    r"""Gumbel, the law of a maximum: :math:`\epsilon = -\log E`.
+
+    .. math:: \log q(z) = -\epsilon - e^{-\epsilon} - \log s, \qquad
+        F(z) = \exp(-e^{-\epsilon}), \qquad E[\epsilon] = \gamma, \quad
+        \mathrm{Var}[\epsilon] = \pi^2 / 6.
+
+    The left tail falls doubly exponentially, the right one exponentially. Source: Gumbel (1958),
+    Statistics of Extremes.
+
+    Args:
+        loc: :math:`\mu`, the mode.
+        scale: :math:`s > 0`.
+
+    >>> Gumbel(0.0, 1.0).cdf(torch.tensor([-4.0, 20.0]))
+    tensor([1.9423e-24, 1.0000e+00])
+    """
+
+    def _noise(self, shape: Size) -> Tensor:
+        return -self._exponential(shape).log()
+
+    def _noise_log_prob(self, eps: Tensor) -> Tensor:
+        return -eps.clamp_min(_DEEP) - torch.exp(-eps)
+
+    def _noise_cdf(self, eps: Tensor) -> Tensor:
+        return torch.exp(-torch.exp(-eps))
+
+    def _noise_sf(self, eps: Tensor) -> Tensor:
+        return -torch.expm1(-torch.exp(-eps))
+
+    def _noise_log_cdf(self, eps: Tensor) -> Tensor:
+        return -torch.exp(-eps)
+
+    def _noise_log_sf(self, eps: Tensor) -> Tensor:
+        far = eps > 20  # log(1 - exp(-t)) = log t - t/2 + t^2/24, and t underflows at 88
+        near, tail = torch.where(far, 0.0, eps), torch.where(far, eps, 20.0)
+        return torch.where(far, -tail - 0.5 * torch.exp(-tail), log1mexp(torch.exp(-near)))
+
+    def _noise_icdf(self, u: Tensor) -> Tensor:
+        return -torch.log(-_log(u))
+
+    def _noise_isf(self, q: Tensor) -> Tensor:
+        return -torch.log(-torch.log1p(-q))
+
+    def _noise_mean(self) -> float:
+        return EULER
+
+    def _noise_mode(self) -> float:
+        return 0.0
+
+    def _noise_variance(self) -> float:
+        return math.pi**2 / 6
+
+    def _noise_entropy(self) -> float:
+        return 1 + EULER
+
+    @property
+    def stddev(self) -> Tensor:
+        return math.pi / math.sqrt(6) * self.scale
+
+    # torch's Gumbel is a transformed uniform, and tools for such look at its pieces
+    @property
+    def base_dist(self) -> Distribution:
+        return dist.Gumbel(self.loc, self.scale, validate_args=False).base_dist
+
+    @property
+    def transforms(self) -> list[Transform]:
+        return dist.Gumbel(self.loc, self.scale, validate_args=False).transforms
+
+
+_DEEP = -1e30  # below it exp(-eps) is infinite in both formats, and inf - inf is NaN
+
+
+def _log(u: Tensor) -> Tensor:
+    """Return log u from the nearer end: near 1 it is log1p(u - 1), where u - 1 is exact."""
+    upper = u > 0.5
+    low, high = torch.where(upper, 0.5, u), torch.where(upper, u, 1.0)
+    return torch.where(upper, torch.log1p(high - 1), low.log())

@@ -1,0 +1,356 @@
+r"""Families on an interval [low, high] of their own: Uniform, Reciprocal, Triangular.
+
+All three are inverse-cdf families, :math:`z = F^{-1}(u)`, whose support moves with the parameters.
+It is closed: a draw that rounds onto an end has a finite log-density (torch's Uniform returns
+minus infinity there, and float32 draws of `Uniform(1, 1 + 1e-6)` reach the end 6 % of the time).
+
+Tails are measured from their own end, :math:`z - \mathrm{low}` or :math:`\mathrm{high} - z`, which
+are exact differences near it.
+"""
+
+from __future__ import annotations
+
+import math
+from numbers import Number
+
+import pyro.distributions as dist
+import torch
+from torch import Size, Tensor
+from torch.distributions import constraints
+
+from pyrovae.distributions.inverse_cdf import InverseCDF
+from pyrovae.distributions.stable import log_sinhc
+
+__all__ = ["Reciprocal", "Triangular", "Uniform"]
+
+_END = constraints.dependent(is_discrete=False, event_dim=0)  # each end bounds the other
+
+
+class _Interval(InverseCDF):
+    """What the three share: `low < high`, the support, and draws that stay inside."""
+
+    low: Tensor
+    high: Tensor
+
+    @constraints.dependent_property(is_discrete=False, event_dim=0)
+    def support(self) -> constraints.Constraint:
+        return constraints.interval(self.low, self.high)
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        for name in self._names:
+            self._demand(name, getattr(self, name).isfinite(), "be finite")
+        for lower, upper, good in self._order():
+            self._demand(lower, good, f"be less than {upper!r}")
+
+    def _order(self) -> list[tuple[str, str, Tensor]]:
+        return [("low", "high", self.low < self.high)]
+
+    def _rsample(self, shape: Size) -> Tensor:
+        z = self.icdf(self._uniform(shape))
+        return torch.minimum(torch.maximum(z, self.low), self.high)
+
+
+class Uniform(_Interval, dist.Uniform):
+    r"""Uniform on [low, high]: :math:`z = \mathrm{low} + (\mathrm{high} - \mathrm{low})\,u`.
+
+    .. math:: \log q(z) = -\log(\mathrm{high} - \mathrm{low}), \qquad
+        \mathrm{Var}[z] = (\mathrm{high} - \mathrm{low})^2 / 12.
+
+    The mode is NaN: no point is higher than another.
+
+    Args:
+        low: lower end.
+        high: upper end, greater.
+
+    >>> Uniform(0.0, 4.0).log_prob(torch.tensor(4.0)).exp()
+    tensor(0.2500)
+    """
+
+    arg_constraints = {"low": _END, "high": _END}
+
+    def __init__(
+        self, low: Number | Tensor, high: Number | Tensor, *, validate_args: bool | None = None
+    ) -> None:
+        super().__init__(low=low, high=high, validate_args=validate_args)
+
+    def _width(self) -> Tensor:
+        return self.high - self.low
+
+    def icdf(self, value: Tensor) -> Tensor:
+        return torch.lerp(*torch.broadcast_tensors(self.low, self.high, value))
+
+    def isf(self, value: Tensor) -> Tensor:
+        return torch.lerp(*torch.broadcast_tensors(self.high, self.low, value))
+
+    def _log_prob(self, z: Tensor) -> Tensor:
+        return -self._width().log() + torch.zeros_like(z)
+
+    def _cdf(self, z: Tensor) -> Tensor:
+        return (z - self.low) / self._width()
+
+    def _sf(self, z: Tensor) -> Tensor:
+        return (self.high - z) / self._width()
+
+    def _log_cdf(self, z: Tensor) -> Tensor:
+        return _log_share(z - self.low, self.high - z, self._width())
+
+    def _log_sf(self, z: Tensor) -> Tensor:
+        return _log_share(self.high - z, z - self.low, self._width())
+
+    @property
+    def mean(self) -> Tensor:
+        return self.low + 0.5 * self._width()
+
+    @property
+    def mode(self) -> Tensor:
+        return torch.full_like(self.low, math.nan)
+
+    @property
+    def variance(self) -> Tensor:
+        return self._width().square() / 12
+
+    @property
+    def stddev(self) -> Tensor:
+        return self._width() / math.sqrt(12)
+
+    def entropy(self) -> Tensor:
+        """Return the differential entropy in nats, `[*batch]`."""
+        return self._width().log()
+
+    def _mean_log(self) -> Tensor:
+        low, high = self.low.clamp_min(0), self.high
+        weighted = torch.xlogy(low, high / low.clamp_min(torch.finfo(low.dtype).tiny))
+        return high.log() - 1 + weighted / (high - low)
+
+
+def _log_share(part: Tensor, rest: Tensor, whole: Tensor) -> Tensor:
+    """Return log(part / whole) where part + rest = whole, from the smaller of the two."""
+    most = part > rest
+    small = torch.where(most, whole, part) / whole
+    missing = torch.where(most, rest, 0.0) / whole
+    return torch.where(most, torch.log1p(-missing), small.log())
+
+
+class Reciprocal(_Interval):
+    r"""Reciprocal, or log-uniform: :math:`\log z` is uniform, :math:`z = \mathrm{low}\,e^{L u}`.
+
+    .. math:: L = \log\frac{\mathrm{high}}{\mathrm{low}}, \qquad \log q(z) = -\log z - \log L,
+        \qquad E[z] = \frac{\mathrm{high} - \mathrm{low}}{L}, \qquad
+        H[z] = \tfrac12\log(\mathrm{low}\,\mathrm{high}) + \log L.
+
+    Source: Hamming (1970), On the distribution of numbers.
+
+    Args:
+        low: lower end, positive, the mode.
+        high: upper end, greater.
+
+    >>> Reciprocal(1.0, 100.0).icdf(torch.tensor(0.5))
+    tensor(10.0000)
+    """
+
+    arg_constraints = {"low": _END, "high": _END}
+
+    def __init__(
+        self, low: Number | Tensor, high: Number | Tensor, *, validate_args: bool | None = None
+    ) -> None:
+        super().__init__(low=low, high=high, validate_args=validate_args)
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        self._demand("low", self.low > 0, "be positive")
+
+    def _length(self) -> Tensor:
+        return _log_of_ratio(self.high, self.low)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        return self.low * torch.exp(self._length() * value)
+
+    def isf(self, value: Tensor) -> Tensor:
+        return self.high * torch.exp(-self._length() * value)
+
+    def _log_prob(self, z: Tensor) -> Tensor:
+        return -torch.log(z * self._length())
+
+    def _cdf(self, z: Tensor) -> Tensor:
+        return _log_of_ratio(z, self.low) / self._length()
+
+    def _sf(self, z: Tensor) -> Tensor:
+        return _log_of_ratio(self.high, z) / self._length()
+
+    def _log_cdf(self, z: Tensor) -> Tensor:
+        parts = _log_of_ratio(z, self.low), _log_of_ratio(self.high, z)
+        return _log_share(*parts, self._length())
+
+    def _log_sf(self, z: Tensor) -> Tensor:
+        parts = _log_of_ratio(self.high, z), _log_of_ratio(z, self.low)
+        return _log_share(*parts, self._length())
+
+    @property
+    def mean(self) -> Tensor:
+        return (self.high - self.low) / self._length()
+
+    @property
+    def mode(self) -> Tensor:
+        return self.low
+
+    @property
+    def variance(self) -> Tensor:
+        # with x = L/2, mean = g sinh(x)/x, E[z^2] = g^2 sinh(x) cosh(x)/x, g^2 = low high
+        x = 0.5 * self._length()
+        sinhc = torch.exp(log_sinhc(x))
+        small = x < 1
+        near, far = torch.where(small, x, 0.0), torch.where(small, 1.0, x)
+        n2 = near.square()
+        series = torch.zeros_like(n2)
+        for k in range(10, 0, -1):
+            series = (series + 2 * k / math.factorial(2 * k + 1)) * n2
+        gap = torch.where(small, series, far.cosh() - far.sinh() / far)
+        return self.low * self.high * sinhc * gap
+
+    def entropy(self) -> Tensor:
+        """Return the differential entropy in nats, `[*batch]`."""
+        return self._mean_log() + self._length().log()
+
+    def _mean_log(self) -> Tensor:
+        return 0.5 * (self.low.log() + self.high.log())
+
+
+def _log_of_ratio(a: Tensor, b: Tensor) -> Tensor:
+    """Return log(a / b) for a >= b > 0, from the difference where they are close."""
+    near = a < 2 * b
+    close, far = torch.where(near, (a - b) / b, 0.0), torch.where(near, 2.0, a / b)
+    return torch.where(near, torch.log1p(close), far.log())
+
+
+class Triangular(_Interval):
+    r"""Triangular on [low, high], highest at `peak`.
+
+    With :math:`w = \mathrm{high} - \mathrm{low}`, :math:`l = \mathrm{peak} - \mathrm{low}` and
+    :math:`r = \mathrm{high} - \mathrm{peak}`,
+
+    .. math:: F(z) = \frac{(z - \mathrm{low})^2}{w\,l} \;(z \le \mathrm{peak}), \qquad
+        1 - F(z) = \frac{(\mathrm{high} - z)^2}{w\,r} \;(z \ge \mathrm{peak}), \qquad
+        \mathrm{Var}[z] = (l^2 + l r + r^2) / 18.
+
+    Source: Kotz and van Dorp (2004), Beyond Beta.
+
+    Args:
+        low: lower end.
+        peak: the mode, within [low, high].
+        high: upper end, greater than low.
+
+    >>> Triangular(0.0, 1.0, 4.0).sf(torch.tensor(2.0))
+    tensor(0.3333)
+    """
+
+    arg_constraints = {"low": _END, "high": _END, "peak": _END}
+
+    def __init__(
+        self,
+        low: Number | Tensor,
+        peak: Number | Tensor,
+        high: Number | Tensor,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        super().__init__(low=low, high=high, peak=peak, validate_args=validate_args)
+
+    def _order(self) -> list[tuple[str, str, Tensor]]:
+        inside = (self.low <= self.peak) & (self.peak <= self.high)
+        self._demand("peak", inside, "lie within ['low', 'high']")
+        return super()._order()
+
+    def _sides(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.peak - self.low, self.high - self.peak, self.high - self.low
+
+    def _rsample(self, shape: Size) -> Tensor:
+        z = super()._rsample(shape)
+        # an end has density 0 unless the peak is there: the next number inside has not
+        low, high = self.low.detach(), self.high.detach()
+        least = torch.where(self.peak > low, torch.nextafter(low, high), low)
+        most = torch.where(self.peak < high, torch.nextafter(high, low), high)
+        return torch.minimum(torch.maximum(z, least), most)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        return self._quantile(value, 1 - value)
+
+    def isf(self, value: Tensor) -> Tensor:
+        return self._quantile(1 - value, value)
+
+    def _quantile(self, u: Tensor, q: Tensor) -> Tensor:
+        left, right, width = self._sides()
+        rising = u * width <= left
+        a = torch.where(rising, u * (width * left), 1.0)
+        b = torch.where(rising, 1.0, q * (width * right))
+        return torch.where(rising, self.low + _root(a), self.high - _root(b))
+
+    def _log_prob(self, z: Tensor) -> Tensor:
+        left, right, width = self._sides()
+        rising, up, down = self._split(z)
+        height = torch.where(rising, up / left.clamp_min(_TINY), down / right.clamp_min(_TINY))
+        flat = torch.where(rising, left, right) == 0  # the peak is this end
+        height = torch.where(flat, 1.0, height)
+        outside = (z < self.low) | (z > self.high)
+        return torch.where(outside, -math.inf, torch.log(2 * height / width))
+
+    def _split(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Which side z is on, and its distance from that side's end; 1 where on the other."""
+        rising = (z < self.peak) | (self.peak >= self.high)
+        return (
+            rising,
+            torch.where(rising, z - self.low, 1.0),
+            torch.where(rising, 1.0, self.high - z),
+        )
+
+    def _shares(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        left, right, width = self._sides()
+        rising, up, down = self._split(z)
+        lower = (up / width) * (up / torch.where(rising, left, 1.0))
+        upper = (down / width) * (down / torch.where(rising, 1.0, right))
+        return rising, lower, upper
+
+    def _cdf(self, z: Tensor) -> Tensor:
+        rising, lower, upper = self._shares(z)
+        return torch.where(rising, lower, 1 - upper)
+
+    def _sf(self, z: Tensor) -> Tensor:
+        rising, lower, upper = self._shares(z)
+        return torch.where(rising, 1 - lower, upper)
+
+    def _log_cdf(self, z: Tensor) -> Tensor:
+        rising, lower, upper = self._shares(z)
+        a, b = torch.where(rising, lower, 1.0), torch.where(rising, 0.0, upper)
+        return torch.where(rising, a.log(), torch.log1p(-b))
+
+    def _log_sf(self, z: Tensor) -> Tensor:
+        rising, lower, upper = self._shares(z)
+        a, b = torch.where(rising, lower, 0.0), torch.where(rising, 1.0, upper)
+        return torch.where(rising, torch.log1p(-a), b.log())
+
+    @property
+    def mean(self) -> Tensor:
+        left, right, _ = self._sides()
+        return self.peak + (right - left) / 3
+
+    @property
+    def mode(self) -> Tensor:
+        return self.peak
+
+    @property
+    def variance(self) -> Tensor:
+        left, right, _ = self._sides()
+        return (left.square() + left * right + right.square()) / 18
+
+    def entropy(self) -> Tensor:
+        """Return the differential entropy in nats, `[*batch]`."""
+        return 0.5 + torch.log(0.5 * (self.high - self.low))
+
+
+_TINY = 1e-38
+
+
+def _root(x: Tensor) -> Tensor:
+    """Return the square root, with slope 0 instead of infinity at 0."""
+    zero = x <= 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, x).sqrt())

@@ -1,0 +1,308 @@
+r"""Regularized incomplete beta functions: both tails, all three derivatives, logs and inverses.
+
+With :math:`f(y) = x^a (1 - x)^b / B(a, b)`, the density of :math:`y = \mathrm{logit}\,x`,
+:math:`x \sim \mathrm{Beta}(a, b)`, and :math:`L(v) = \log(1 + x(e^{-v} - 1))`,
+
+.. math::
+
+    \frac{I_x}{f} = \int_0^V e^{-a v - (a + b) L(v)}\,dv, \quad
+    \frac{\partial_a I_x}{f} = \int_0^V (\log x - v - L - \psi(a) + \psi(a + b))\, e^{\cdots}\,dv,
+
+and for b with :math:`\log(1 - x) - L - \psi(b) + \psi(a + b)`. The other side is the same with
+x, a against 1 - x, b. One step of :math:`I(a, b) = I(a + 1, b) + f/a` shortens the tail before it
+is integrated. The pathwise derivatives of y are :math:`-\partial I / f` from either side.
+
+Accuracy: as `incomplete_gamma`; the tests state it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from pyrovae.distributions.special.incomplete_gamma import _rule, _slope_rule
+from pyrovae.distributions.special.quadrature import FINE, Rule, in_chunks, known, nodes, wide
+from pyrovae.distributions.special.stirling import (
+    digamma_difference,
+    lgamma_difference,
+    log_ratio_minus,
+    stirling,
+)
+
+__all__ = [
+    "betainc",
+    "betaincc",
+    "betainccinv",
+    "betaincinv",
+    "log_beta_density",
+    "log_betainc",
+    "log_betaincc",
+    "logit_beta_slope",
+    "logit_beta_slopes",
+]
+
+
+def _log_density(a: Tensor, b: Tensor, y: Tensor) -> Tensor:
+    """Return log f(y), the log-density of y = logit x; float64."""
+    n = a + b
+    miss = torch.sigmoid(y) * b - torch.sigmoid(-y) * a
+    left = a * log_ratio_minus(logsigmoid(y) + torch.log1p(b / a), miss / a)
+    right = b * log_ratio_minus(logsigmoid(-y) + torch.log1p(a / b), -miss / b)
+    norm = 0.5 * (a.log() + b.log() - n.log() - math.log(2 * math.pi))
+    return left + right + norm - (stirling(a) + stirling(b) - stirling(n))
+
+
+def _on_right(a: Tensor, b: Tensor, y: Tensor) -> Tensor:
+    """Whether the upper tail is the near one."""
+    cut = (a + 1) / (a + b + 2)
+    cut = torch.where(a < 1, cut.clamp_max(0.5), cut)
+    cut = torch.where(b < 1, cut.clamp_min(0.5), cut)
+    return torch.sigmoid(y) > cut
+
+
+def _end(a: Tensor, b: Tensor, y: Tensor, drop: float) -> Tensor:
+    """Return a V at which a v + (a + b) L(v) is at least `drop`: the least of three bounds."""
+    n, x, rest = a + b, torch.sigmoid(y), torch.sigmoid(-y)
+    lean, curve = (a * rest - b * x).clamp_min(0.0), n * x * rest
+    half = 2 * lean - drop
+    end = ((half.square() + 8 * drop * (lean + curve)).sqrt() - half) / (2 * (lean + curve))
+    end = torch.minimum(end, (drop - n * logsigmoid(-y)) / a)
+    for _ in range(2):
+        grow = torch.log1p((drop + b * end) * (2 / n) * y.clamp_max(600.0).exp())
+        end = torch.where(grow <= y, torch.minimum(end, grow), end)
+    return end
+
+
+def _left(
+    a: Tensor, b: Tensor, y: Tensor, rule: Rule, want: tuple[bool, bool]
+) -> tuple[Tensor, ...]:
+    """Return I/f and, as wanted, its derivatives' -dI/da / f and -dI/db / f, on the left side."""
+    c, n = a + 1, a + b
+    x, log_x, log_rest = torch.sigmoid(y), logsigmoid(y), logsigmoid(-y)
+    t, w = nodes(rule, y)
+    end = _end(c.detach(), b.detach(), y.detach(), rule.drop)
+    v = end * t
+    fall = torch.expm1(-v)
+    bend = torch.log1p(x * fall)
+    weight = torch.exp(-c * v - (n + 1) * bend) * w
+    total = weight.sum(0) * end
+    shift = x * n / a
+    ratio = 1 / a + shift * total
+    results = [ratio]
+    if want[0]:
+        centre = log_x + digamma_difference(c, b)
+        part = (weight * (v + bend)).sum(0) * end - centre * total
+        results.append(shift * part - (centre - 1 / n) / a)
+    if want[1]:
+        back = (x + (1 - x) / (1 + fall)) * (bend - log_rest)
+        part = (weight * back).sum(0) * end
+        results.append(part - digamma_difference(b, a) * ratio)
+    return tuple(results)
+
+
+def _near(
+    a: Tensor, b: Tensor, y: Tensor, rule: Rule, want: tuple[bool, bool] = (True, True)
+) -> tuple[Tensor, ...]:
+    """Return the near tail over f, dy/da, dy/db (zeros where not wanted), whether it is upper."""
+
+    def piece(a: Tensor, b: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        right = _on_right(a, b, y)
+        first, second = torch.where(right, b, a), torch.where(right, a, b)
+        both = (want[0] or want[1],) * 2
+        ratio, *slopes = _left(first, second, torch.where(right, -y, y), rule, both)
+        if not slopes:
+            return ratio, torch.zeros_like(y), torch.zeros_like(y), right
+        near, far = slopes
+        per_a = torch.where(right, -far, near)
+        return ratio, per_a, torch.where(right, -near, far), right
+
+    return in_chunks(piece, rule, a, b, y)
+
+
+def _log_tails(a: Tensor, b: Tensor, y: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
+    """Return log I and log(1 - I); float64."""
+    ratio, _, _, right = _near(a, b, y, rule, (False, False))
+    near = (_log_density(a, b, y) + ratio.log()).clamp_max(0.0)
+    first, second = torch.where(right, b, a), torch.where(right, a, b)
+    tiny = first < 1
+    far = torch.where(
+        tiny,
+        _small_far(first, second, torch.where(right, -y, y), tiny),
+        torch.log1p(-torch.where(tiny, -1.0, near).exp()),
+    )
+    return torch.where(right, far, near), torch.where(right, near, far)
+
+
+def _small_far(a: Tensor, b: Tensor, y: Tensor, where: Tensor) -> Tensor:
+    r"""Return log(1 - I) for a < 1 on the left side, where I is near 1.
+
+    :math:`I = x^a\,\Gamma(a + b)/(\Gamma(a + 1)\Gamma(b))\,
+    (1 + a \sum_{n \ge 1} (1 - b)_n x^n / (n!\,(a + n)))`.
+    """
+    a, b, y = (torch.where(where, t, s) for t, s in ((a, 0.5), (b, 1.0), (y, -1.0)))
+    x = torch.sigmoid(y)
+    total, power = torch.zeros_like(x), torch.ones_like(x)
+    for n in range(1, 51):
+        power = power * ((n - b) / n * x)
+        total = total + power / (a + n)
+    one = torch.ones_like(a)
+    lead = a * logsigmoid(y) + lgamma_difference(b, a) - lgamma_difference(one, a)
+    return (-torch.expm1(lead) - lead.exp() * a * total).clamp_min(5e-324).log()
+
+
+def _logit(x: Tensor) -> Tensor:
+    inside = x.clamp(1e-320, 1 - 2**-53)
+    return inside.log() - torch.log1p(-inside)
+
+
+def _tail_function(a: Tensor, b: Tensor, x: Tensor, log: bool, lower: bool) -> Tensor:
+    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), x.dtype)
+    rule = _rule(a, b, x)
+
+    def value(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
+        logs = _log_tails(a, b, _logit(x), rule)[0 if lower else 1]
+        none, all_ = (x <= 0, x >= 1) if lower else (x >= 1, x <= 0)
+        logs = logs.masked_fill(none, -math.inf).masked_fill(all_, 0.0)
+        return logs if log else logs.exp()
+
+    def partials(
+        needed: tuple[bool, ...], out: Tensor, a: Tensor, b: Tensor, x: Tensor
+    ) -> tuple:
+        inside = (x > 0) & (x < 1)
+        y = _logit(x)
+        _, per_a, per_b, _ = _near(a, b, y, rule, (needed[0], needed[1]))
+        scale = torch.exp(_log_density(a, b, y) - (out if log else 0.0))
+        scale = torch.where(inside, scale if lower else -scale, 0.0)
+        s = torch.where(inside, x, 0.5)
+        return -scale * per_a, -scale * per_b, scale / (s * (1 - s))
+
+    return known(value, partials, *wide(a, b, x)).to(dtype)
+
+
+def betainc(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
+    r"""Return :math:`I_x(a, b)`, the cdf of Beta(a, b), with derivatives in a, b and x.
+
+    >>> betainc(torch.tensor(2.0), torch.tensor(1.0), torch.tensor(0.5))
+    tensor(0.2500)
+    """
+    return _tail_function(a, b, x, False, True)
+
+
+def betaincc(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
+    r"""Return :math:`1 - I_x(a, b)`, accurate where it is small."""
+    return _tail_function(a, b, x, False, False)
+
+
+def log_betainc(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
+    r"""Return :math:`\log I_x(a, b)`."""
+    return _tail_function(a, b, x, True, True)
+
+
+def log_betaincc(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
+    r"""Return :math:`\log(1 - I_x(a, b))`."""
+    return _tail_function(a, b, x, True, False)
+
+
+def _solve(a: Tensor, b: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Return logit x with log I = log_p, log(1 - I) = log_q, by Halley's method; float64."""
+    upper = log_q < log_p
+    c, d = torch.where(upper, b, a), torch.where(upper, a, b)
+    target = torch.minimum(log_p, log_q)
+    y = _start(c, d, target)
+    for _ in range(14):
+        logs = _log_tails(c, d, y, FINE)[0]
+        hazard = torch.exp(_log_density(c, d, y) - logs)
+        newton = (target - logs) / hazard
+        bend = 0.5 * newton * (c * torch.sigmoid(-y) - d * torch.sigmoid(y) - hazard)
+        step = newton / (1 + bend.clamp(-0.5, 1.0))
+        most = 40 / torch.minimum(c, d) + 2
+        y = y + torch.where(step.isfinite(), torch.minimum(torch.maximum(step, -most), most), 0.0)
+    return torch.where(upper, -y, y)
+
+
+def _start(a: Tensor, b: Tensor, log_p: Tensor) -> Tensor:
+    """Return a first guess for the lower half: a power law at the edge, or a normal in logit x."""
+    edge = (log_p + a.log() + torch.lgamma(a) - lgamma_difference(b, a)) / a
+    edge = torch.where(edge < -0.1, edge - torch.log(-torch.expm1(edge.clamp_max(-0.1))), 2.0)
+    s, t = a.clamp_min(0.3), b.clamp_min(0.3)
+    spread = (torch.polygamma(1, s) + torch.polygamma(1, t)).sqrt()
+    normal = torch.special.ndtri(log_p.clamp_min(-700).exp())
+    middle = torch.digamma(s) - torch.digamma(t) + spread * normal
+    return torch.where(edge < a.log() - b.log() - 1.5, edge, middle)
+
+
+def _inverse_logit(
+    a: Tensor, b: Tensor, u: Tensor, lower: bool
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    inner = u.clamp(5e-324, 1.0)
+    logs = inner.log(), torch.log1p(-inner).clamp_min(-800.0)
+    logs = logs if lower else logs[::-1]
+    y = in_chunks(lambda *t: (_solve(*t),), FINE, a, b, *logs)[0]
+    return y, ((u == 0, u == 1) if lower else (u == 1, u == 0))
+
+
+def _inverse(a: Tensor, b: Tensor, u: Tensor, lower: bool) -> Tensor:
+    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), u.dtype)
+    rule = _rule(a, b, u)
+
+    def value(a: Tensor, b: Tensor, u: Tensor) -> Tensor:
+        y, (zero, one) = _inverse_logit(a, b, u, lower)
+        x = torch.sigmoid(y).masked_fill(zero, 0.0).masked_fill(one, 1.0)
+        return x.masked_fill((u < 0) | (u > 1) | u.isnan(), math.nan)
+
+    def partials(
+        needed: tuple[bool, ...], x: Tensor, a: Tensor, b: Tensor, u: Tensor
+    ) -> tuple:
+        y = _logit(x)
+        _, per_a, per_b, _ = _near(a, b, y, rule, (needed[0], needed[1]))
+        jacobian = x * (1 - x)
+        per_u = jacobian * torch.exp(-_log_density(a, b, y))
+        return jacobian * per_a, jacobian * per_b, per_u if lower else -per_u
+
+    return known(value, partials, *wide(a, b, u)).to(dtype)
+
+
+def betaincinv(a: Tensor, b: Tensor, p: Tensor) -> Tensor:
+    r"""Return the x with :math:`I_x(a, b) = p`, the quantile of Beta(a, b).
+
+    >>> betaincinv(torch.tensor(2.0), torch.tensor(1.0), torch.tensor(0.25))
+    tensor(0.5000)
+    """
+    return _inverse(a, b, p, True)
+
+
+def betainccinv(a: Tensor, b: Tensor, q: Tensor) -> Tensor:
+    r"""Return the x with :math:`1 - I_x(a, b) = q`."""
+    return _inverse(a, b, q, False)
+
+
+def log_beta_density(a: Tensor, b: Tensor, y: Tensor) -> Tensor:
+    r"""Return :math:`a\log x + b\log(1 - x) - \log B(a, b)`, the log-density of y = logit x."""
+    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), y.dtype)
+
+    def partials(
+        needed: tuple[bool, ...], out: Tensor, a: Tensor, b: Tensor, y: Tensor
+    ) -> tuple:
+        per_a = logsigmoid(y) + digamma_difference(a, b) if needed[0] else None
+        per_b = logsigmoid(-y) + digamma_difference(b, a) if needed[1] else None
+        return per_a, per_b, a * torch.sigmoid(-y) - b * torch.sigmoid(y)
+
+    return known(_log_density, partials, *wide(a, b, y)).to(dtype)
+
+
+def logit_beta_slopes(a: Tensor, b: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Return the pathwise derivatives dy/da, dy/db of y = logit x, x ~ Beta(a, b).
+
+    Relative error below 1e-6 in float32 and 1e-11 in float64, for a, b in [1e-2, 1e4].
+    """
+    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), y.dtype)
+    _, per_a, per_b, _ = _near(*wide(a, b, y), _slope_rule(dtype))
+    return per_a.to(dtype), per_b.to(dtype)
+
+
+def logit_beta_slope(a: Tensor, b: Tensor, y: Tensor) -> Tensor:
+    r"""Return dy/da alone."""
+    return logit_beta_slopes(a, b, y)[0]

@@ -1,0 +1,290 @@
+r"""Regularized incomplete gamma functions: both tails, both derivatives, logs and inverses.
+
+With :math:`f(y) = z^a e^{-z}/\Gamma(a)`, the density of :math:`y = \log z`, :math:`z \sim
+\mathrm{Gamma}(a, 1)`,
+
+.. math::
+
+    \frac{1}{f(y)} \int_0^{U} e^{a u - z(e^u - 1)}\,du, \qquad
+    \frac{dy}{da}\Big|_F = \int_0^{U} (y + u - \psi(a))\, e^{a u - z(e^u - 1)}\,du
+
+are the upper tail Q/f (U > 0) or minus the lower tail P/f (U < 0), and the pathwise derivative of
+a draw, :math:`-\partial_a F / f`, from either side. The upper side is taken where z > a + 1; on
+the lower side one step of :math:`P(a) = P(a + 1) + f(a)/a` shortens the tail first. Source of the
+implicit derivative: Figurnov et al. (2018), arXiv 1805.08498.
+
+Accuracy (measured against mpmath over a in [1e-3, 1e6], quantiles 1e-30 to 1 - 1e-16, float64):
+the tests state it; float32 in means the same, rounded once.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pyrovae.distributions.special.quadrature import (
+    FINE,
+    MEDIUM,
+    ROUGH,
+    Rule,
+    in_chunks,
+    known,
+    nodes,
+    wide,
+)
+from pyrovae.distributions.special.stirling import (
+    lgamma_difference,
+    log_ratio_minus,
+    stirling,
+    stirling_slope,
+)
+
+__all__ = [
+    "gammainc",
+    "gammaincc",
+    "gammainccinv",
+    "gammaincinv",
+    "log_gamma_density",
+    "log_gamma_slope",
+    "log_gammainc",
+    "log_gammaincc",
+    "sample_log_gamma",
+]
+
+def _log_density(a: Tensor, y: Tensor) -> Tensor:
+    """Return log f(y), the log-density of y = log z; float64."""
+    excess = (y.exp() - a) / a
+    return a * log_ratio_minus(y - a.log(), excess) + 0.5 * (a / (2 * math.pi)).log() - stirling(a)
+
+
+def _tail(a: Tensor, y: Tensor, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the near tail over f, the pathwise derivative dy/da, and whether near is upper."""
+    z = y.exp()
+    upper = z > torch.where(a < 1, 1.0, a + 1)
+    c = torch.where(upper, a, a + 1)
+    end = _end(c.detach(), z.detach(), upper, rule.drop)
+    t, w = nodes(rule, c)
+    u = end * t
+    weight = torch.exp(c * u - z * torch.expm1(u)) * w
+    total = weight.sum(0) * end
+    centre = y - c.log() + 0.5 / c - stirling_slope(c)
+    slope = centre * total + (weight * t).sum(0) * (end * end)
+    shift = z / a
+    ratio = torch.where(upper, total, 1 / a - shift * total)
+    return ratio, torch.where(upper, slope, shift * slope - centre / a), upper
+
+
+def _end(a: Tensor, z: Tensor, upper: Tensor, drop: float) -> Tensor:
+    """Return the signed U at which the exponent has dropped by `drop` or a little more."""
+    lean = (a - z).abs()
+    half = 2 * lean - drop
+    below = (half.square() + 8 * drop * a).sqrt().sub(half) / (2 * a)
+    above = 2 * drop / (lean + (lean * lean + 2 * drop * z).sqrt())
+    for _ in range(2):
+        above = torch.minimum(above, torch.log1p((drop + a * above) / z.clamp_min(1e-3)))
+    return torch.where(upper, above, -below)
+
+
+def _near(a: Tensor, y: Tensor, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
+    return in_chunks(lambda a, y: _tail(a, y, rule), rule, a, y)
+
+
+def _log_tails(a: Tensor, y: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
+    """Return log P and log Q, neither from the rounded other where it is small; float64."""
+    ratio, _, upper = _near(a, y, rule)
+    near = (_log_density(a, y) + ratio.log()).clamp_max(0.0)
+    far = torch.log1p(-near.exp())
+    tiny = ~upper & (a < 1)
+    log_upper = torch.where(upper, near, torch.where(tiny, _small_upper(a, y, tiny), far))
+    return torch.where(upper, far, near), log_upper
+
+
+def _small_upper(a: Tensor, y: Tensor, where: Tensor) -> Tensor:
+    r"""Return log Q for a < 1, z <= 1, where P is near 1: :math:`-\mathrm{expm1}` of log P.
+
+    :math:`P = z^a/\Gamma(a + 1)\,(1 + a \sum_{n \ge 1} (-z)^n / ((a + n)\,n!))`.
+    """
+    a, y = torch.where(where, a, 0.5), torch.where(where, y, -1.0)
+    z = y.exp()
+    total, power = torch.zeros_like(z), torch.ones_like(z)
+    for n in range(1, 20):
+        power = power * (-z / n)
+        total = total + power / (a + n)
+    lead = a * y - lgamma_difference(torch.ones_like(a), a)
+    return (-torch.expm1(lead) - lead.exp() * a * total).clamp_min(5e-324).log()
+
+
+def _rule(*tensors: Tensor) -> Rule:
+    return FINE if any(t.dtype == torch.float64 for t in tensors) else ROUGH
+
+
+def _log(z: Tensor) -> Tensor:
+    """Return log z within float64's range, so that 0 and infinity stay numbers."""
+    return z.clamp(1e-320, 1e300).log()
+
+
+def _tail_function(a: Tensor, z: Tensor, log: bool, lower: bool) -> Tensor:
+    """Return P or Q or a logarithm of them, with their derivatives."""
+    dtype = torch.promote_types(a.dtype, z.dtype)
+    rule = _rule(a, z)
+    a64, z64 = wide(a, z)
+
+    def value(a: Tensor, z: Tensor) -> Tensor:
+        logs = _log_tails(a, _log(z), rule)[0 if lower else 1]
+        none, all_ = (z <= 0, z == math.inf) if lower else (z == math.inf, z <= 0)
+        logs = logs.masked_fill(none, -math.inf).masked_fill(all_, 0.0)
+        return logs if log else logs.exp()
+
+    def partials(needed: tuple[bool, ...], out: Tensor, a: Tensor, z: Tensor) -> tuple:
+        y = _log(z)
+        _, slope, _ = _near(a, y, rule)
+        scale = torch.exp(_log_density(a, y) - (out if log else 0.0))
+        scale = scale if lower else -scale
+        inside = (z > 0) & (z < math.inf)
+        zero = torch.zeros_like(z)
+        return torch.where(inside, -scale * slope, zero), torch.where(
+            inside, scale / torch.where(inside, z, 1.0), zero
+        )
+
+    return known(value, partials, a64, z64).to(dtype)
+
+
+def gammainc(a: Tensor, z: Tensor) -> Tensor:
+    r"""Return :math:`P(a, z) = \gamma(a, z)/\Gamma(a)`, the cdf of Gamma(a, 1).
+
+    Unlike `torch.special.gammainc` it has the derivative in a. Relative error at most 16 eps
+    beyond the condition number, for a in [1e-3, 1e6].
+
+    >>> gammainc(torch.tensor(1.0), torch.tensor(1.0))
+    tensor(0.6321)
+    """
+    return _tail_function(a, z, False, True)
+
+
+def gammaincc(a: Tensor, z: Tensor) -> Tensor:
+    r"""Return :math:`Q(a, z) = 1 - P(a, z)`, accurate where it is small."""
+    return _tail_function(a, z, False, False)
+
+
+def log_gammainc(a: Tensor, z: Tensor) -> Tensor:
+    r"""Return :math:`\log P(a, z)`, far below where P underflows."""
+    return _tail_function(a, z, True, True)
+
+
+def log_gammaincc(a: Tensor, z: Tensor) -> Tensor:
+    r"""Return :math:`\log Q(a, z)`, far below where Q underflows."""
+    return _tail_function(a, z, True, False)
+
+
+def _solve(a: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Return y with log P = log_p and log Q = log_q, by Halley's method on the smaller; float64.
+
+    Both logarithms are concave in y, so that Newton's method converges from anywhere.
+    """
+    upper = log_q < log_p
+    normal = torch.special.ndtri(torch.minimum(log_p, log_q).clamp_min(-700).exp())
+    normal = torch.where(upper, -normal, normal)
+    cube = 1 - 1 / (9 * a) + normal / (3 * a.sqrt())
+    small = (log_p + torch.lgamma(a + 1)) / a
+    middle = a.log() + 3 * cube.clamp_min(1e-3).log()
+    drop = (-log_q - torch.lgamma(a)).clamp_min(1.0)
+    tail = (drop + (a - 1) * drop.log()).clamp_min(0.3).log()
+    low = torch.where((small < -1.0) | (drop <= 1.0), small.clamp_max(0.0), tail)
+    y = torch.where(a < 1, low, torch.where(cube > 0.25, middle, torch.minimum(small, middle)))
+    y = torch.where((a >= 1) & (small < a.log() - 3), small, y)
+    for _ in range(10):
+        below, above = _log_tails(a, y, FINE)
+        target, logs = torch.where(upper, log_q, log_p), torch.where(upper, above, below)
+        hazard = torch.exp(_log_density(a, y) - logs)
+        hazard = torch.where(upper, -hazard, hazard)
+        newton = (target - logs) / hazard
+        bend = 0.5 * newton * (a - y.exp() - hazard)
+        step = newton / (1 + bend.clamp(-0.5, 1.0))
+        y = y + torch.where(step.isfinite(), step, 0.0).clamp(-40 / a - 2, 40 / a + 2)
+    return y
+
+
+def _inverse(a: Tensor, u: Tensor, lower: bool) -> Tensor:
+    dtype = torch.promote_types(a.dtype, u.dtype)
+    rule = _rule(a, u)
+    a64, u64 = wide(a, u)
+
+    def value(a: Tensor, u: Tensor) -> Tensor:
+        inner = u.clamp(5e-324, 1.0)
+        logs = inner.log(), torch.log1p(-inner).clamp_min(-800.0)
+        y = in_chunks(lambda a, p, q: (_solve(a, p, q),), FINE, a, *(logs if lower else logs[::-1]))
+        zero, infinite = (u == 0, u == 1) if lower else (u == 1, u == 0)
+        z = y[0].exp().masked_fill(zero, 0.0).masked_fill(infinite, math.inf)
+        return z.masked_fill((u < 0) | (u > 1) | u.isnan(), math.nan)
+
+    def partials(needed: tuple[bool, ...], z: Tensor, a: Tensor, u: Tensor) -> tuple:
+        y = _log(z)
+        _, slope, _ = _near(a, y, rule)
+        per_u = z * torch.exp(-_log_density(a, y))
+        return z * slope, per_u if lower else -per_u
+
+    return known(value, partials, a64, u64).to(dtype)
+
+
+def gammaincinv(a: Tensor, p: Tensor) -> Tensor:
+    r"""Return the z with :math:`P(a, z) = p`: the quantile of Gamma(a, 1); 0 and inf at the ends.
+
+    >>> gammaincinv(torch.tensor(1.0), torch.tensor(0.5))
+    tensor(0.6931)
+    """
+    return _inverse(a, p, True)
+
+
+def gammainccinv(a: Tensor, q: Tensor) -> Tensor:
+    r"""Return the z with :math:`Q(a, z) = q`, q down to the smallest number."""
+    return _inverse(a, q, False)
+
+
+def log_gamma_density(a: Tensor, y: Tensor) -> Tensor:
+    r"""Return :math:`a y - e^y - \log\Gamma(a)`, the log-density of y = log z, z ~ Gamma(a, 1).
+
+    No digit is lost at large a.
+    """
+    dtype = torch.promote_types(a.dtype, y.dtype)
+
+    def partials(needed: tuple[bool, ...], out: Tensor, a: Tensor, y: Tensor) -> tuple:
+        per_a = y - torch.digamma(a) if needed[0] else None
+        return per_a, a - y.exp()
+
+    return known(_log_density, partials, *wide(a, y)).to(dtype)
+
+
+def log_gamma_slope(a: Tensor, y: Tensor) -> Tensor:
+    r"""Return the pathwise derivative :math:`dy/da` of y = log z, z ~ Gamma(a, 1), at fixed cdf.
+
+    Relative error below 1e-6 in float32 and 1e-11 in float64, for a in [1e-3, 1e6].
+    """
+    dtype = torch.promote_types(a.dtype, y.dtype)
+    return _near(*wide(a, y), _slope_rule(dtype))[1].to(dtype)
+
+
+def _slope_rule(dtype: torch.dtype) -> Rule:
+    return MEDIUM if dtype == torch.float64 else ROUGH
+
+
+def sample_log_gamma(a: Tensor) -> Tensor:
+    r"""Draw :math:`y = \log z`, z ~ Gamma(a, 1), with its implicit gradient; returns float64.
+
+    For a < 1: :math:`\log G(a) = \log G(a + 1) - E/a` with a standard exponential E, so that no
+    draw underflows (at a = 1e-3 the median of z is 1e-301). Differentiable twice.
+    """
+    rule = _slope_rule(a.dtype)
+    native = a.detach()
+
+    def value(a: Tensor) -> Tensor:
+        small = native < 1
+        draw = torch._standard_gamma(torch.where(small, native + 1, native)).double().log()
+        boost = torch.empty_like(native).exponential_().double() / a
+        return draw - torch.where(small, boost, 0.0)
+
+    def partials(needed: tuple[bool, ...], y: Tensor, a: Tensor) -> tuple:
+        return (_near(a, y, rule)[1],)
+
+    return known(value, partials, a.double())

@@ -96,7 +96,8 @@ class VariationalEM:
         objective: A pyrovae objective, or any of Pyro's losses (``Trace_ELBO()``, ...); by
             default ``ELBO()``.
         e_optimizer: ``params -> torch.optim.Optimizer`` for the guide's parameters.
-        m_optimizer: The same for the model's; by default the same callable.
+        m_optimizer: The same for the model's. By default the same callable, called once for the
+            parameters of both roles, since :class:`Joint` steps them alike.
         schedule: Which role steps when; :class:`Joint` by default.
         data_size: N, the number of data; sets N/B where the plate does not subsample by itself.
         clip_norm: Clip the joint gradient of both roles at this Euclidean norm.
@@ -168,11 +169,15 @@ class VariationalEM:
                 "a PyroModule, or a network with requires_grad in a closure. "
                 "Try: register the networks with pyro.module."
             )
-        self.optimizers = {
-            role: self._factories[role](list(leaves.values()))
-            for role, leaves in self.params.items()
-            if leaves
-        }
+        self.optimizers = self._make_optimizers()
+
+    def _make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Make one optimizer a role, or a single one where both roles always step alike."""
+        factories = self._factories
+        if factories["model"] is factories["guide"]:
+            return {"joint": factories["model"](self._leaves)}
+        leaves = {role: list(self.params[role].values()) for role in ROLES}
+        return {role: factories[role](found) for role, found in leaves.items() if found}
 
     @contextmanager
     def _in_force(self) -> Iterator[None]:
@@ -276,11 +281,12 @@ class VariationalEM:
     def _backward(self, objective: Objective, args: Any, kwargs: Any) -> StepRecord:
         terms = objective.terms(self.model, self.guide, *args, **kwargs)
         plate, scale = terms.plate, self.scale_of(terms.plate)
-        surrogate = objective.surrogate_of(terms, scale)
-        total = scale * plate.size  # N
-        surrogate.backward(surrogate.new_full((), -1 / total))
+        total = objective.unscaled_of(terms, scale)
+        total.backward(total.new_full((), -1 / plate.size))
         with torch.no_grad():
-            elbo, maximized = objective.bound_of(terms).mean(), surrogate / total
+            elbo = maximized = total / plate.size
+            if not objective.is_bound(terms):
+                elbo = objective.bound_of(terms).mean()
         if not torch.isfinite(maximized):
             raise _which_datum(objective, terms)
         return StepRecord(elbo, maximized, plate.size)
@@ -321,21 +327,23 @@ class VariationalEM:
         if self.clip_norm is not None:
             norm = torch.nn.utils.clip_grad_norm_(leaves, self.clip_norm)
         else:
-            norm = torch.nn.utils.get_total_norm([p.grad for p in leaves])
-        if not torch.isfinite(norm):
-            bad = [
-                name
-                for params in self.params.values()
-                for name, p in params.items()
-                if p.grad is not None and not torch.isfinite(p.grad).all()
-            ]
-            raise NotFinite(
-                f"the gradient of parameter(s) {bad[:5]} is not finite "
-                f"(the objective is {record.objective.item():.6g}). No weight has moved. "
-                f"Try: a smaller learning rate, clip_norm=, or a bounded scale in the network's "
-                f"head (pyrovae.nn.Head)."
-            )
-        return norm
+            norm = _norm([leaf.grad for leaf in leaves])
+        if torch.isfinite(norm):
+            return norm
+        bad = [
+            name
+            for params in self.params.values()
+            for name, leaf in params.items()
+            if leaf.grad is not None and not torch.isfinite(leaf.grad).all()
+        ]
+        if not bad:  # only the norm is too large for its format
+            return norm
+        raise NotFinite(
+            f"the gradient of parameter(s) {bad[:5]} is not finite "
+            f"(the objective is {record.objective.item():.6g}). No weight has moved. "
+            f"Try: a smaller learning rate, clip_norm=, or a bounded scale in the network's "
+            f"head (pyrovae.nn.Head)."
+        )
 
     def _zero_grad(self) -> None:
         for leaf in self._leaves:
@@ -406,6 +414,14 @@ class VariationalEM:
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(saved[name])
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    """The Euclidean norm of all of them, a scalar, in one quick pass over memory."""
+    if gradients[0].device.type != "cpu":
+        return torch.nn.utils.get_total_norm(gradients)
+    squares = [torch.dot(g, g) for g in (gradient.flatten() for gradient in gradients)]
+    return torch.stack([square.double() for square in squares]).sum().sqrt()
 
 
 def _which_datum(objective: Objective, terms: Terms) -> NotFinite:

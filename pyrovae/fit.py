@@ -73,7 +73,7 @@ def fit(
             ``.npy`` or ``.npz`` file, or a ``DataLoader``.
         objective: A pyrovae objective or one of Pyro's losses. Default :class:`pyrovae.ELBO`.
         schedule: Which role steps when. Default: both on every batch.
-        optimizer: ``params -> torch.optim.Optimizer``, called once a role. Default: fused Adam
+        optimizer: ``params -> torch.optim.Optimizer``, called with all parameters. Default: fused Adam
             with learning rate 1e-3.
         lr_scheduler: ``optimizer -> torch scheduler``, stepped once an epoch
             (``ReduceLROnPlateau`` with the validation bound, or else the training bound, negated).
@@ -308,9 +308,8 @@ class _Loop:
             "elbo": elbo,
             "objective": objective,
             "grad_norm": grad_norm,
-            "lr": next(iter(self.em.optimizers.values())).param_groups[0]["lr"],
+            "lr": float(next(iter(self.em.optimizers.values())).param_groups[0]["lr"]),
         }
-        record["lr"] = float(record["lr"])
         if self.valid is not None:
             record["valid_elbo"] = self.em.evaluate(*self.valid, rows=VALID_ROWS)
         for scheduler in self.schedulers.values():

@@ -23,7 +23,7 @@ An objective offers three views of itself:
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import pyro.infer
@@ -103,13 +103,22 @@ class Objective(pyro.infer.ELBO):
 
     def surrogate_of(self, terms: Terms, scale: float | None = None) -> Tensor:
         """:meth:`surrogate` of terms at hand; `scale`, if given, replaces the plate's N/B."""
+        scale = terms.scale if scale is None else scale
+        return _times(scale, self.unscaled_of(terms, scale))
+
+    def unscaled_of(self, terms: Terms, scale: float) -> Tensor:
+        """The surrogate over N/B: a sum over the plate's B data, and global terms over `scale`."""
         if torch.is_grad_enabled():
             for latent in terms.latents.values():
                 if not latent.posterior.has_rsample:
                     raise not_reparameterized(latent.name, latent.posterior, type(self).__name__)
-        total = _times(terms.scale if scale is None else scale, self.objective(terms).sum())
         other = self.global_objective(terms)
-        return total + other if isinstance(other, Tensor) else total
+        total = self.objective(terms).sum()
+        return total + other / scale if isinstance(other, Tensor) else total
+
+    def is_bound(self, terms: Terms) -> bool:
+        """Whether what is differentiated has the value of the bound: nothing annealed or scaled."""
+        return all(_is_one(weight) for weight in _weights(terms))
 
     def _plan(self, model: AnyProgram, guide: AnyProgram, args: Any, kwargs: Any) -> Plan:
         learnt = self._learnt
@@ -196,6 +205,10 @@ class ELBO(Objective):
         self.kl_weight = kl_weight
         self.free_bits = free_bits
 
+    def is_bound(self, terms: Terms) -> bool:
+        """Whether nothing is annealed, freed or scaled."""
+        return _is_one(self.kl_weight) and self.free_bits == 0 and super().is_bound(terms)
+
     def _kl(self, latent: Latent, weighted: bool) -> Tensor:
         """KL of one site, averaged over particles: `[B]`, or a scalar for a global site."""
         kl = latent.kl if self.analytic_kl else None
@@ -251,9 +264,9 @@ class _MultiSample(Objective):
         self._check(terms)
         return self.bound(terms)
 
-    def surrogate_of(self, terms: Terms, scale: float | None = None) -> Tensor:
+    def unscaled_of(self, terms: Terms, scale: float) -> Tensor:
         self._check(terms)
-        return _times(self._common_weight(terms), super().surrogate_of(terms, scale))
+        return _times(self._common_weight(terms), super().unscaled_of(terms, scale))
 
     def global_objective(self, terms: Terms) -> float:
         return 0.0
@@ -383,7 +396,20 @@ def _mean(over_particles: Tensor) -> Tensor:
 
 
 def _times(weight: float | Tensor, value: Tensor) -> Tensor:
-    return value if not isinstance(weight, Tensor) and weight == 1 else weight * value
+    return value if _is_one(weight) else weight * value
+
+
+def _is_one(weight: float | Tensor) -> bool:
+    return not isinstance(weight, Tensor) and weight == 1
+
+
+def _weights(terms: Terms) -> Iterator[float | Tensor]:
+    """What the programs' own ``poutine.scale`` puts on each density."""
+    for site in terms.observed.values():
+        yield site.weight
+    for latent in terms.latents.values():
+        yield latent.weight
+        yield latent.prior_weight
 
 
 def _global_terms(terms: Terms, weighted: bool) -> Tensor | float:

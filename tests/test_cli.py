@@ -234,7 +234,7 @@ def test_validation_patience_and_iwae(tmp_path):
         for k, v in config["objective"].items()
         if k not in ("name", "estimator", "particles", "num_particles")
     }
-    assert "Adagrad" in config["optimizer"]["guide"]
+    assert "Adagrad" in config["optimizer"]["joint"]
     assert read(tmp_path / "run" / "train.json")["lr"] == 0.02
 
 

@@ -28,7 +28,12 @@ from pyrovae.nn.networks import Shape, as_shape, linear
 
 __all__ = ["Head"]
 
-_ALTERNATIVES = {"logits": ("probs",), "scale_tril": ("covariance_matrix", "precision_matrix")}
+_ALTERNATIVES = {
+    "logits": ("probs",),
+    "scale_tril": (
+        "covariance_matrix", "precision_matrix", "scale_diag", "cov_factor", "cov_diag"
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ class Head(nn.Module):
         self, name: str, domain: Constraint, own: int, domains: Mapping[str, Constraint]
     ) -> _Slot:
         batch = self.event_shape[: self.event_dims]
-        if name in ("low", "high") and {"low", "high"} <= set(domains):
+        if name in ("low", "high", "peak") and {"low", "high"} <= set(domains):
             return _Slot(name, batch, interval_end(name, domain))
         found = safe_map(domain, self.event_shape[-1] if own else 0)
         if found is None:
@@ -126,9 +131,11 @@ class Head(nn.Module):
         raw = self.linear(features)
         lead = raw.shape[:-1]
         values: dict[str, Any] = {}
-        pieces = raw.split([slot.size for slot in self.slots], -1)
+        many = len(self.slots) > 1  # views are cheap, but each is a node of the autograd graph
+        pieces = raw.split([slot.size for slot in self.slots], -1) if many else (raw,)
         for slot, piece in zip(self.slots, pieces, strict=True):
-            values[slot.name] = slot.to(piece.reshape(lead + slot.shape), values)
+            shaped = piece if len(slot.shape) == 1 else piece.reshape(lead + slot.shape)
+            values[slot.name] = slot.to(shaped, values)
         for name, value in self._fixed.items():
             current = getattr(self, f"fixed_{name}", value)
             values[name] = current() if isinstance(current, nn.Module) else current

@@ -12,7 +12,7 @@ does the rest.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,11 +36,10 @@ class Site:
     scale: float | Tensor
     mask: bool | Tensor | None
     infer: dict[str, Any]
+    plates: tuple[CondIndepStackFrame, ...] = field(init=False)  # the vectorized ones of `frames`
 
-    @property
-    def plates(self) -> tuple[CondIndepStackFrame, ...]:
-        """The vectorized plates around the site, outermost first."""
-        return tuple(frame for frame in self.frames if frame.vectorized)
+    def __post_init__(self) -> None:
+        self.plates = tuple(frame for frame in self.frames if frame.vectorized)
 
     @property
     def is_auxiliary(self) -> bool:

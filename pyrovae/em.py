@@ -15,7 +15,7 @@ Source: Kingma & Welling (2014), arXiv:1312.6114, Algorithm 1.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -93,8 +93,8 @@ class VariationalEM:
     Args:
         model: A Pyro program p(x, z).
         guide: A Pyro program q(z|x).
-        objective: A pyrovae objective, or any of Pyro's losses (``Trace_ELBO()``, ...); by
-            default ``ELBO()``.
+        objective: A pyrovae objective, or Pyro's ``Trace_ELBO``, ``TraceMeanField_ELBO``,
+            ``TraceGraph_ELBO`` or ``TraceEnum_ELBO``; by default ``ELBO()``.
         e_optimizer: ``params -> torch.optim.Optimizer`` for the guide's parameters.
         m_optimizer: The same for the model's. By default the same callable, called once for the
             parameters of both roles, since :class:`Joint` steps them alike.
@@ -127,6 +127,7 @@ class VariationalEM:
             raise TypeError(f"VariationalEM: schedule must be pv.Joint(), got {schedule!r}.")
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"VariationalEM: clip_norm must be positive, got {clip_norm}.")
+        _check_objective(objective)
         self.model, self.guide = model, guide
         self.objective = ELBO() if objective is None else objective
         self.schedule = schedule or Joint()
@@ -139,6 +140,7 @@ class VariationalEM:
         e_optimizer = e_optimizer or adam()
         self._factories = {"guide": e_optimizer, "model": m_optimizer or e_optimizer}
         self.observed: dict[str, Site] = {}  # the model's observed sites on the first batch
+        self.thorough = False  # validate every step, not only the first
         self._checked = False
         self._frozen = False
         self._plate: DataPlate
@@ -147,14 +149,19 @@ class VariationalEM:
 
     def prepare(self, *args: Any, **kwargs: Any) -> None:
         """Find the programs' parameters by one run without training, and make the optimizers."""
-        if self.params:
-            return
+        if not self.params:
+            self.find_params(args, kwargs)
+
+    def find_params(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], known: Collection[str] | None = None
+    ) -> None:
+        """:meth:`prepare`; `known` names the undeclared parameters of a saved run."""
         modules = modules_of(self.model, self.guide)
         self._frozen = any(not p.requires_grad for m in modules for p in m.parameters())
         with self._in_force():
             _, guided, modelled = self._probe(args, kwargs)
             declared = {"model": modelled.params, "guide": guided.params}
-            undeclared = self._undeclared(modelled.params | guided.params, args, kwargs)
+            undeclared = self._undeclared(modelled.params | guided.params, args, kwargs, known)
         self.observed = {name: site for name, site in modelled.sites.items() if site.is_observed}
         self._plate = data_plate_of(modelled, getattr(self.objective, "data_plate", None))
         params = {role: declared[role] | undeclared[role] for role in ROLES}
@@ -205,7 +212,11 @@ class VariationalEM:
             ) from error
 
     def _undeclared(
-        self, declared: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        declared: dict[str, Tensor],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        names: Collection[str] | None,
     ) -> dict[str, dict[str, Tensor]]:
         """Trainable parameters of networks that the programs use but never declare to Pyro."""
         known = {id(leaf) for leaf in declared.values()}
@@ -219,7 +230,9 @@ class VariationalEM:
         candidates = [p for leaves in found.values() for p in leaves.values()]
         if not candidates:
             return found
-        if isinstance(self.objective, Objective):
+        if names is not None:
+            used = {id(p) for ps in found.values() for n, p in ps.items() if n in names}
+        elif isinstance(self.objective, Objective):
             frozen = frozen_buffers(self.model, self.guide)
             with torch.enable_grad(), torch.random.fork_rng(), frozen:
                 loss = self.objective.differentiable_loss(self.model, self.guide, *args, **kwargs)
@@ -258,7 +271,8 @@ class VariationalEM:
             FloatingPointError: The objective or a gradient is not finite; no weight has moved.
         """
         self.prepare(*args, **kwargs)
-        validate = not self._checked and pyro.poutine.util.is_validation_enabled()
+        checks = self.thorough or not self._checked
+        validate = checks and pyro.poutine.util.is_validation_enabled()
         with self._in_force(), torch.enable_grad(), pyro.validation_enabled(validate):
             record = self._joint_step(args, kwargs)
         self._checked = True
@@ -286,7 +300,7 @@ class VariationalEM:
         with torch.no_grad():
             elbo = maximized = total / plate.size
             if not objective.is_bound(terms):
-                elbo = objective.bound_of(terms).mean()
+                elbo = objective.bound_of(terms, scale * plate.size).mean()
         if not torch.isfinite(maximized):
             raise _which_datum(objective, terms)
         return StepRecord(elbo, maximized, plate.size)
@@ -365,7 +379,9 @@ class VariationalEM:
                 part = slice(start, start + rows)
                 batch = tuple(x[part] for x in args), {k: x[part] for k, x in kwargs.items()}
                 if isinstance(self.objective, Objective):
-                    bound = self.objective.per_datum(self.model, self.guide, *batch[0], **batch[1])
+                    terms = self.objective.terms(self.model, self.guide, *batch[0], **batch[1])
+                    data_size = self.scale_of(terms.plate) * terms.plate.size
+                    bound = self.objective.bound_of(terms, data_size)
                     total += bound.double().mean().item() * min(rows, size - start)
                 else:
                     scaled, count = self._scaled_programs(*batch)
@@ -414,6 +430,21 @@ class VariationalEM:
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(saved[name])
+
+
+SUPPORTED = ("Trace_ELBO", "TraceMeanField_ELBO", "TraceGraph_ELBO", "TraceEnum_ELBO")
+
+
+def _check_objective(objective: Any) -> None:
+    """Refuse losses of Pyro's that would be scaled inside a logarithm, or are no ELBO at all."""
+    if objective is None or isinstance(objective, Objective):
+        return
+    if type(objective).__name__ not in SUPPORTED:
+        raise TypeError(
+            f"VariationalEM: objective {type(objective).__name__} is not supported. Expected: an "
+            f"objective of pyrovae, or one of Pyro's {', '.join(SUPPORTED)}. Try: pv.IWAE or "
+            f"pv.Renyi for multi-sample bounds (N/B would stand inside RenyiELBO's logarithm)."
+        )
 
 
 def _norm(gradients: list[Tensor]) -> Tensor:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyro
 import pyro.infer
 import torch
@@ -73,14 +74,14 @@ def fit(
             ``.npy`` or ``.npz`` file, or a ``DataLoader``.
         objective: A pyrovae objective or one of Pyro's losses. Default :class:`pyrovae.ELBO`.
         schedule: Which role steps when. Default: both on every batch.
-        optimizer: ``params -> torch.optim.Optimizer``, called with all parameters. Default: fused Adam
-            with learning rate 1e-3.
+        optimizer: ``params -> torch.optim.Optimizer``, called with all parameters. Default: fused
+            Adam with learning rate 1e-3.
         lr_scheduler: ``optimizer -> torch scheduler``, stepped once an epoch
             (``ReduceLROnPlateau`` with the validation bound, or else the training bound, negated).
         epochs: Passes over the data, those of a resumed run included.
         batch_size: B. A last short batch is used as it is.
-        valid: Held-out data in any of the forms of `data`, or a fraction of it; its bound is
-            logged every epoch.
+        valid: Held-out data in any of the forms of `data` but a ``DataLoader``, or a fraction of
+            the data; its bound is logged every epoch.
         patience: Stop after so many epochs without a better validation bound, and go back to the
             best weights.
         clip_norm: Clip the gradient of all parameters (nats a datum) at this Euclidean norm.
@@ -243,6 +244,10 @@ class _Best:
     buffers: dict[str, Any] = field(default_factory=dict)
 
 
+def _says_stop(answer: Any) -> bool:
+    return isinstance(answer, (bool, np.bool_)) and bool(answer)
+
+
 class _Loop:
     def __init__(
         self,
@@ -277,7 +282,7 @@ class _Loop:
                 record = self._epoch(bar)
                 self.history.append(record)
                 self._remember_best(record, patience)
-                stopped = any([callback(record) is True for callback in callbacks])
+                stopped = any([_says_stop(callback(record)) for callback in callbacks])
                 stopped = stopped or self._out_of_patience(patience)
                 self._save(final=stopped or len(self.history) >= epochs)
         if patience is not None and self.best.params:
@@ -288,6 +293,7 @@ class _Loop:
         began = time.perf_counter()
         for module in modules_of(self.em.model, self.em.guide):
             module.train()
+        self.em.thorough = not self.history  # every datum is seen once by Pyro's own checks
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         seen = 0
         for index, args, kwargs in self.data.batches():
@@ -322,7 +328,8 @@ class _Loop:
 
     def _located(self, error: NotFinite, index: Tensor | None) -> FloatingPointError:
         rows = "" if index is None else f", row(s) {index[error.rows[:5]].tolist()} of the data"
-        kept = "" if self.folder is None else f" The last checkpoint in {self.folder} is intact."
+        has_one = self.folder is not None and (self.folder / CHECKPOINT[0]).is_dir()
+        kept = f" The last checkpoint in {self.folder} is intact." if has_one else ""
         return FloatingPointError(
             f"fit: epoch {len(self.history) + 1}, step {self.step + 1}{rows}: {error}{kept}"
         )
@@ -384,6 +391,12 @@ class _Loop:
                     f"{old.get(key)} there, {config[key]} here. Expected: the same run continued. "
                     f"Try: the same arguments with more epochs, or another out= for a new run."
                 )
+        if state["schedulers"].keys() != self.schedulers.keys():
+            raise ValueError(
+                f"fit: the run in {self.folder} was trained "
+                f"{'with' if state['schedulers'] else 'without'} lr_scheduler=, this call is not. "
+                f"Expected: the same run continued. Try: the arguments of the first call."
+            )
         self.em.load_state_dict(state["em"])
         for role, saved in state["schedulers"].items():
             self.schedulers[role].load_state_dict(saved)
@@ -392,6 +405,8 @@ class _Loop:
             self.data.generator.set_state(state["data_rng"])
         self.history, self.step = state["history"], state["step"]
         self.best = _Best(**state["best"])
+        if not self.best.params:  # patience begins to count now
+            self.best.epoch = len(self.history)
 
 
 # Checks ----------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from pyrovae import bounds
-from pyrovae.traces import Latent, Plan, Terms, plan_particles, terms
+from pyrovae.traces import Latent, Plan, Terms, plan_particles, same, terms
 from pyrovae.traces.errors import check_per_datum, not_reparameterized
 
 __all__ = ["ELBO", "IWAE", "Objective", "Renyi"]
@@ -73,6 +73,10 @@ class Objective(pyro.infer.ELBO):
         """The part that belongs to no datum: global latents and global observations, a scalar."""
         return _global_terms(terms, weighted=True)
 
+    def global_bound(self, terms: Terms) -> Tensor | float:
+        """The same part of the true bound, without scales."""
+        return _global_terms(terms, weighted=False)
+
     def terms(self, model: AnyProgram, guide: AnyProgram, *args: Any, **kwargs: Any) -> Terms:
         """Run both programs with this objective's particles and return the terms."""
         return terms(
@@ -93,9 +97,10 @@ class Objective(pyro.infer.ELBO):
         with torch.no_grad():
             return self.bound_of(self.terms(model, guide, *args, **kwargs))
 
-    def bound_of(self, terms: Terms) -> Tensor:
-        """:meth:`per_datum` of terms at hand."""
-        return self.bound(terms) + _global_terms(terms, weighted=False) / terms.plate.full_size
+    def bound_of(self, terms: Terms, total: float | None = None) -> Tensor:
+        """:meth:`per_datum` of terms at hand; `total`, if given, is N instead of the plate's."""
+        share = total or terms.plate.full_size
+        return self.bound(terms) + self.global_bound(terms) / share
 
     def surrogate(self, model: AnyProgram, guide: AnyProgram, *args: Any, **kwargs: Any) -> Tensor:
         """The scalar to be maximized: N/B times the sum over the data plate, plus global terms."""
@@ -117,7 +122,7 @@ class Objective(pyro.infer.ELBO):
         return total + other / scale if isinstance(other, Tensor) else total
 
     def is_bound(self, terms: Terms) -> bool:
-        """Whether what is differentiated has the value of the bound: nothing annealed or scaled."""
+        """Whether the value of what is differentiated is the bound: nothing is scaled."""
         return all(_is_one(weight) for weight in _weights(terms))
 
     def _plan(self, model: AnyProgram, guide: AnyProgram, args: Any, kwargs: Any) -> Plan:
@@ -222,9 +227,12 @@ class ELBO(Objective):
 
     def bound(self, terms: Terms) -> Tensor:
         """E_q[log p(x|z)] - KL, `[B]`, nats."""
-        bound = _mean(terms.log_likelihood)
+        sites = [site for site in terms.observed.values() if not site.is_global]
+        bound = _times(sites[0].inner_scale, _mean(sites[0].log_prob))
+        for site in sites[1:]:
+            bound = bound + _times(site.inner_scale, _mean(site.log_prob))
         for latent in terms.local_latents:
-            bound = bound - self._kl(latent, weighted=False)
+            bound = bound - _times(latent.inner_scale, self._kl(latent, weighted=False))
         return bound
 
     def objective(self, terms: Terms) -> Tensor:
@@ -248,6 +256,15 @@ class ELBO(Objective):
             total = total - self.kl_weight * self._freed(self._kl(latent, weighted=True))
         return total
 
+    def global_bound(self, terms: Terms) -> Tensor | float:
+        total: Tensor | float = 0.0
+        for site in terms.observed.values():
+            if site.is_global:
+                total = total + site.inner_scale * site.log_prob.mean()
+        for latent in terms.global_latents:
+            total = total - latent.inner_scale * self._kl(latent, weighted=False)
+        return total
+
     def _freed(self, kl: Tensor) -> Tensor:
         if self.free_bits == 0:
             return kl
@@ -260,7 +277,7 @@ class _MultiSample(Objective):
     No global latents, no scale inside the logarithm, and only the weights of one datum.
     """
 
-    def bound_of(self, terms: Terms) -> Tensor:
+    def bound_of(self, terms: Terms, total: float | None = None) -> Tensor:
         self._check(terms)
         return self.bound(terms)
 
@@ -281,9 +298,7 @@ class _MultiSample(Objective):
             named += [(latent.name, latent.weight), (latent.name, latent.prior_weight)]
         weight = named[0][1]
         for name, other in named[1:]:
-            if other is not weight and (
-                isinstance(other, Tensor) or isinstance(weight, Tensor) or other != weight
-            ):
+            if not same(weight, other):
                 raise ValueError(
                     f"{type(self).__name__}: poutine.scale differs between sites '{named[0][0]}' "
                     f"({weight}) and '{name}' ({other}); inside the log-sum-exp it would not "

@@ -60,11 +60,6 @@ class Run:
         return f"Run(epochs={len(self.history)}{elbo}{where})"
 
     @property
-    def objective(self) -> Any:
-        """The objective that was trained."""
-        return self._em.objective
-
-    @property
     def params(self) -> dict[str, torch.Tensor]:
         """Every trained parameter by name, unconstrained, as the optimizer saw it."""
         return {name: p for leaves in self._em.params.values() for name, p in leaves.items()}
@@ -125,15 +120,30 @@ def load_run(path: str | Path, model: Any = None, guide: Any = None) -> Run:
             f"load_run: {path / 'config.json'} cannot be read: {error}. "
             f"Expected: the folder of a run. Try: the folder given as out= when it was trained."
         ) from None
-    if model is None or guide is None:
-        model, guide = _rebuild(config["program"], path)
-    em = VariationalEM(model, guide)
-    example = state["example"]
-    em.prepare(*example["args"], **example["kwargs"])
-    em.load_params(state["em"]["params"], state["em"]["buffers"])
+    if (model is None) != (guide is None):
+        raise ValueError("load_run: give both model and guide, or neither.")
+    example, params = state["example"], state["em"]["params"]
+    with torch.random.fork_rng():
+        if model is None:
+            model, guide = _rebuild(config["program"], path)
+        for module in modules_of(model, guide):
+            _cast(module, params)
+        em = VariationalEM(model, guide)
+        names = {name for leaves in params.values() for name in leaves}
+        em.find_params(example["args"], example["kwargs"], names)
+    best = state["best"]  # where training stopped early, these are the weights it went back to
+    kept = best if best["params"] else state["em"]
+    em.load_params(kept["params"], kept["buffers"])
     for module in modules_of(model, guide):
         module.eval()
     return Run(em, state["history"], path, config)
+
+
+def _cast(module: torch.nn.Module, params: dict[str, dict[str, torch.Tensor]]) -> None:
+    """Give a network the floating dtype of the saved parameters, where they have one."""
+    dtypes = {p.dtype for leaves in params.values() for p in leaves.values()}
+    if len(dtypes) == 1:
+        module.to(dtypes.pop())
 
 
 def _rebuild(spec: dict[str, Any], path: Path) -> tuple[Any, Any]:

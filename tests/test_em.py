@@ -302,3 +302,39 @@ def test_programs_without_parameters_are_refused():
 
     with pytest.raises(ValueError, match="own no trainable parameter.*Try: register"):
         pv.VariationalEM(model, guide).step(torch.randn(3))
+
+
+def test_losses_that_would_be_scaled_inside_a_logarithm_are_refused():
+    model, guide, args, _ = programs.with_pyro_module()
+    with pytest.raises(TypeError, match="RenyiELBO is not supported.*pv.IWAE"):
+        pv.VariationalEM(model, guide, pyro.infer.RenyiELBO(num_particles=5))
+
+
+def test_the_logged_bound_shares_global_terms_among_all_data():
+    """One step's bound and the validation bound: global KL over N, whatever the batch size."""
+
+    def model(x):
+        shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0 * shift, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("shift", dist.Normal(pyro.param("loc", torch.tensor(3.0)), 1.0))
+
+    x = torch.randn(10)
+    log_px = dist.Normal(0.0, 1.0).log_prob(x).mean().item()
+    for weight in (1.0, 0.5):
+        em = pv.VariationalEM(model, guide, pv.ELBO(kl_weight=weight), data_size=1000)
+        elbo = em.step(x).elbo.item()
+        assert elbo == pytest.approx(log_px - 4.5 / 1000, rel=1e-9)
+        assert em.evaluate((x,), {}) == pytest.approx(elbo, abs=1e-4)
+
+
+def test_networks_in_inner_functions_and_global_containers_are_found():
+    nets = [nn.Linear(1, 1) for _ in range(2)]
+    namespace = {"NETS": {"a": nets[0]}, "net": nets[1]}
+    code = (
+        "def program(x):\n    def inner(x):\n        return net(x)\n    return inner(NETS['a'](x))"
+    )
+    exec(code, namespace)  # noqa: S102
+    assert modules_of(namespace["program"]) == nets

@@ -386,6 +386,44 @@ def test_states_with_foreign_objects_are_refused(tmp_path):
         save_state(tmp_path, "s", {"optimizer": {"hook": object()}})
 
 
+def test_a_run_that_stopped_early_loads_the_weights_it_went_back_to(tmp_path):
+    x = programs.data(size=20)
+    net = vae()
+    run = short(
+        net,
+        x[:12],
+        valid=x[12:],
+        patience=1,
+        epochs=40,
+        optimizer=lambda p: torch.optim.SGD(p, lr=3.0),
+        out=tmp_path,
+        clip_norm=1.0,
+    )
+    assert max(run.history, key=lambda r: r["valid_elbo"])["epoch"] < len(run.history)
+    assert same(net, pv.load_run(tmp_path).model.program.__self__)
+
+
+def test_patience_given_on_resuming_counts_from_there(tmp_path):
+    x = programs.data(size=12)
+    short(vae(), x, valid=0.25, epochs=6, out=tmp_path)
+    run = short(vae(), x, valid=0.25, epochs=8, out=tmp_path, resume=True, patience=5)
+    assert len(run.history) == 8
+
+
+def test_resuming_without_the_scheduler_is_refused(tmp_path):
+    exponential = lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.9)  # noqa: E731
+    short(vae(), programs.data(), out=tmp_path, lr_scheduler=exponential)
+    with pytest.raises(ValueError, match="was trained with lr_scheduler="):
+        short(vae(), programs.data(), out=tmp_path, resume=True, epochs=3)
+
+
+def test_a_float64_vae_loads(tmp_path):
+    net = vae().double()
+    short(net, programs.data().double(), out=tmp_path)
+    torch.set_default_dtype(torch.float32)
+    assert same(net, pv.load_run(tmp_path).model.program.__self__)
+
+
 # The loop --------------------------------------------------------------------------------------
 
 
@@ -499,6 +537,14 @@ def test_a_nan_in_a_later_batch_of_a_loader_is_found_before_its_step():
     loader = DataLoader(TensorDataset(bad_row(float("nan"))), batch_size=3)
     with pytest.raises(ValueError, match="nan at row 1, feature 2"):
         short(net, loader, epochs=1)
+
+
+def test_values_outside_the_support_in_a_loader_stop_the_first_epoch():
+    net = pv.models.VAE(programs.D, 2, 8)
+    x = torch.ones(12, programs.D)
+    x[7, 3] = 7.0
+    with pytest.raises(ValueError, match="within the support"):
+        short(net, DataLoader(TensorDataset(x), batch_size=3))
 
 
 @pytest.mark.parametrize(

@@ -391,3 +391,107 @@ def test_inner_subsampled_plates_are_refused_by_multi_sample_bounds():
         ValueError, match="plate 'pixels' inside the data plate 'data' is subsampled"
     ):
         pv.IWAE(3).loss(model, guide, x)
+
+
+def test_a_subsampled_loop_over_time_is_weighted_in_the_elbo_and_refused_by_iwae():
+    """A sequential plate picks 3 of 10 steps: the ELBO counts them 10/3 times, IWAE cannot."""
+    x = torch.randn(4, 10)
+
+    def model(x):
+        data = pyro.plate("data", len(x))
+        with data:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        for t in pyro.plate("time", 10, subsample_size=3):
+            with data:
+                pyro.sample(f"x_{t}", dist.Normal(z, 1.0), obs=x[:, t])
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.mean(-1), 0.3))
+
+    pyro.set_rng_seed(0)
+    bound = pv.ELBO(analytic_kl=False).per_datum(model, guide, x)
+    pyro.set_rng_seed(0)
+    assert -Trace_ELBO().loss(model, guide, x) == pytest.approx(bound.sum().item(), rel=1e-9)
+    with pytest.raises(
+        ValueError, match="plate 'time' inside the data plate 'data' is subsampled"
+    ):
+        pv.IWAE(3).per_datum(model, guide, x)
+
+
+def test_a_global_plate_may_share_the_data_plates_dim():
+    """The usual mixture: components and data both at dim -1, in turn."""
+    x = torch.randn(6)
+
+    def model(x):
+        with pyro.plate("components", 3):
+            centers = pyro.sample("centers", dist.Normal(0.0, 3.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z + centers.sum(-1), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("components", 3):
+            pyro.sample("centers", dist.Normal(0.1, 0.5))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.7))
+
+    pyro.set_rng_seed(0)
+    ours = pv.ELBO(analytic_kl=False).loss(model, guide, x)
+    pyro.set_rng_seed(0)
+    assert ours == pytest.approx(Trace_ELBO().loss(model, guide, x), rel=1e-12)
+
+
+def test_one_scale_as_a_tensor_is_one_scale():
+    ppca = PPCA.random()
+    x = ppca.sample(5)
+    model, guide = ppca.programs("wrong")
+    half = torch.tensor(0.5)
+    scaled = poutine.scale(model, half), poutine.scale(guide, half)
+    pyro.set_rng_seed(0)
+    plain = pv.IWAE(4).loss(model, guide, x)
+    pyro.set_rng_seed(0)
+    assert pv.IWAE(4).loss(*scaled, x) == pytest.approx(0.5 * plain, rel=1e-12)
+
+
+def test_scales_and_masks_of_elements_are_right_or_refused():
+    model, guide, (x,), _ = programs.latents_in_an_inner_plate()
+    per_element = torch.rand(programs.D, len(x)) + 0.5
+    with pytest.raises(ValueError, match="site 'z': poutine.scale of shape"):
+        pv.ELBO().loss(poutine.scale(model, per_element), poutine.scale(guide, per_element), x)
+    # one side masked otherwise than the other: sampled, as Trace_ELBO does
+    model, guide, (x,), _ = programs.with_pyro_module()
+    masks = torch.arange(len(x)) < 4, torch.arange(len(x)) < 2
+    masked = poutine.mask(model, mask=masks[0]), poutine.mask(guide, mask=masks[1])
+    pyro.set_rng_seed(0)
+    ours = pv.ELBO().loss(*masked, x)
+    pyro.set_rng_seed(0)
+    assert ours == pytest.approx(Trace_ELBO().loss(*masked, x), rel=1e-12)
+
+
+def test_a_factor_in_the_guide_is_refused():
+    model, guide, (x,), _ = programs.with_pyro_module()
+
+    def with_factor(x):
+        guide(x)
+        pyro.factor("extra", torch.tensor(2.0), has_rsample=True)
+
+    with pytest.raises(ValueError, match="guide: site 'extra' is observed"):
+        pv.ELBO().loss(model, with_factor, x)
+
+
+def test_a_batch_norm_over_as_many_features_as_data_is_not_trusted_with_particles():
+    model, guide, (x,), _ = programs.with_pyro_module()
+    net = torch.nn.Sequential(
+        torch.nn.Linear(2, len(x)), torch.nn.BatchNorm1d(len(x)), torch.nn.Linear(len(x), 5)
+    )
+
+    def normed(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", programs.prior())
+            pyro.sample("x", programs.likelihood(net(z)), obs=x)
+
+    with pytest.warns(UserWarning, match="BatchNorm"):
+        terms = pv.terms(normed, guide, x, particles=3)
+    alone = [programs.likelihood(net(z)).log_prob(x) for z in terms.latents["z"].value]
+    torch.testing.assert_close(terms.log_likelihood, torch.stack(alone))

@@ -14,7 +14,7 @@ from pyrovae.traces.params import (
 from pyrovae.traces.plates import DataPlate, data_plate_of
 from pyrovae.traces.recorder import Recorder, Site, draw, nesting, record, replayed
 from pyrovae.traces.running import Plan, plan_particles, probe, terms
-from pyrovae.traces.terms import Latent, Observed, Terms, assemble
+from pyrovae.traces.terms import Latent, Observed, Terms, assemble, same
 
 __all__ = [
     "DataPlate",
@@ -37,6 +37,7 @@ __all__ = [
     "probe",
     "record",
     "replayed",
+    "same",
     "terms",
     "with_data_scale",
 ]

@@ -24,9 +24,16 @@ def check_sites(guided: Recorder, modelled: Recorder) -> None:
     """Raise unless model and guide have the same latent sites, in plates and shapes that fit."""
     drawn = {n: s for n, s in guided.sites.items() if not s.is_observed}
     latents = {n: s for n, s in modelled.sites.items() if not s.is_observed}
+    given = [n for n, s in guided.sites.items() if s.is_observed]
     missing = [n for n in latents if n not in drawn]
     extra = [n for n, s in drawn.items() if n not in modelled.sites and not s.is_auxiliary]
     observed = [n for n in drawn if n in modelled.sites and modelled.sites[n].is_observed]
+    if given:
+        raise ValueError(
+            f"guide: site '{given[0]}' is observed (obs=, or pyro.factor). Expected: a guide that "
+            f"only draws, so that its density is log q(z|x). Try: a factor in the model; a "
+            f"poutine.block around the statement."
+        )
     if missing:
         site = latents[missing[0]]
         discrete = getattr(site.fn, "has_enumerate_support", False)
@@ -111,7 +118,7 @@ def no_data_plate(sites: Sequence[Site]) -> ValueError:
         f"so that each datum has a log p(x) of its own. "
         f"Try: \"with pyro.plate('data', len(x)):\" around the sample statements of one datum "
         f"in both programs; data_plate=NAME if the plate is not the outermost; "
-        f"Pyro's own Trace_ELBO if the model has no independent data."
+        f"Pyro's own SVI with Trace_ELBO if the model has no independent data."
     )
 
 

@@ -137,10 +137,9 @@ def _parts(thing: Any) -> Iterable[Any]:
                 parts.append(cell.cell_contents)
             except ValueError:  # an empty cell: the name is not bound yet
                 continue
-        named = {n: function.__globals__.get(n) for n in code.co_names}
-        parts += [
-            v for v in named.values() if isinstance(v, nn.Module) or _is_user_function(v, function)
-        ]
+        named = [function.__globals__.get(n) for n in sorted(_names_in(code))]
+        kinds = (nn.Module, dict, list, tuple)
+        parts += [v for v in named if isinstance(v, kinds) or _is_user_function(v, function)]
         parts += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     wrapped = getattr(thing, "__wrapped__", None) or getattr(thing, "fn", None)
     if wrapped is not None:  # functools.wraps, and Pyro's handlers
@@ -148,6 +147,12 @@ def _parts(thing: Any) -> Iterable[Any]:
     elif code is None and hasattr(thing, "__dict__"):
         parts += list(vars(thing).values())
     return parts
+
+
+def _names_in(code: Any) -> set[str]:
+    """Names of globals that a function, or one defined inside of it, may look up."""
+    inner = [_names_in(c) for c in code.co_consts if hasattr(c, "co_names")]
+    return set(code.co_names).union(*inner)
 
 
 def _is_user_function(value: Any, caller: Any) -> bool:

@@ -54,8 +54,7 @@ class Layout:
         rank = log_prob.dim()
         has_particles = rank == self.nesting + 1 and log_prob.shape[0] in (1, self.particles)
         own_rank = self.nesting if has_particles else rank
-        local = self.plate.dim in plates
-        keep = self.plate.dim if local else 0
+        keep = self.plate.dim if self.is_local(site) else 0  # another plate may share its dim
         drop = []
         for dim in range(-own_rank, 0):
             if dim == keep:
@@ -69,6 +68,10 @@ class Layout:
             log_prob = log_prob.sum(drop)
         return log_prob if has_particles else log_prob.unsqueeze(0)
 
+    def is_local(self, site: Site) -> bool:
+        """Whether the site stands in the data plate."""
+        return any(frame.name == self.plate.name for frame in site.plates)
+
     def fill(self, log_prob: Tensor, site: Site, local: bool) -> Tensor:
         """:meth:`reduce`, repeated along axes that the term does not depend on."""
         reduced = self.reduce(log_prob, site)
@@ -76,17 +79,37 @@ class Layout:
         return reduced if reduced.shape == shape else reduced.expand(shape)
 
     def weight(self, site: Site) -> float | Tensor:
-        """The site's scale without the data plate's N/B."""
+        """The site's scale without the data plate's N/B: a number, or one a datum `[B]`.
+
+        Raises:
+            ValueError: An elementwise ``poutine.scale`` that is not along the data plate alone.
+        """
         scale = site.scale
-        if self.plate.dim in {frame.dim for frame in site.plates}:
+        if self.is_local(site):
             scale = scale / self.plate.scale
-        if not isinstance(scale, Tensor) and math.isclose(scale, 1.0, rel_tol=1e-9):
-            return 1.0
+        if isinstance(scale, Tensor):
+            along_data = self.is_local(site) and self.plate.dim == -1
+            if scale.dim() > 1 or (scale.dim() == 1 and not along_data):
+                raise ValueError(
+                    f"site '{site.name}': poutine.scale of shape {tuple(scale.shape)}. "
+                    f"Expected: a number, or one weight a datum along the data plate "
+                    f"'{self.plate.name}' (dim {self.plate.dim}). Try: a number; poutine.mask for "
+                    f"elements that do not count."
+                )
+            return scale
+        return 1.0 if math.isclose(scale, 1.0, rel_tol=1e-9) else scale
+
+    def inner_scale(self, site: Site) -> float:
+        """What subsampling plates other than the data plate multiply the site's density with."""
+        scale = 1.0
+        for frame in site.frames:
+            if frame.name != self.plate.name and frame.full_size not in (None, frame.size):
+                scale *= frame.full_size / frame.size
         return scale
 
     def subsampled(self, site: Site) -> str | None:
         """The name of a subsampled plate other than the data plate, if the site is in one."""
-        for frame in site.plates:
+        for frame in site.frames:  # a plate as a Python loop may be subsampled too
             size = frame.full_size or frame.size
             if frame.name != self.plate.name and size != frame.size:
                 return frame.name

@@ -15,7 +15,8 @@ import pyro
 import torch
 
 from pyrovae.traces.dependencies import is_top_down
-from pyrovae.traces.params import evaluating, frozen_buffers
+from pyrovae.traces.params import evaluating, frozen_buffers, modules_of
+from pyrovae.traces.plates import data_plate_of
 from pyrovae.traces.recorder import Recorder, nesting, record, replayed
 from pyrovae.traces.terms import Terms, assemble, stack
 
@@ -57,6 +58,10 @@ def plan_particles(
     particles for data).
     """
     plan, single, modelled = probe(model, guide, args, kwargs)
+    if _normalizes_over(data_plate_of(modelled, data_plate).size, model, guide):
+        _warn_of_loop("a BatchNorm of as many features as there are data would mix them up")
+        plan.loop = True
+        return plan
     subsamples = single.subsamples | modelled.subsamples
     with evaluating(model, guide), torch.random.fork_rng(), pyro.validation_enabled(False):
         options = {"particles": 2, "plates": plan.nesting}
@@ -83,6 +88,17 @@ def plan_particles(
                 plan.loop = True
                 break
     return plan
+
+
+def _normalizes_over(size: int, *programs: AnyProgram) -> bool:
+    """Whether a batch norm in training cannot tell data `[K, B, C]` from features, C = B."""
+    return any(
+        isinstance(m, torch.nn.modules.batchnorm._BatchNorm)
+        and m.training
+        and m.num_features == size
+        for module in modules_of(*programs)
+        for m in module.modules()
+    )
 
 
 def _warn_of_loop(reason: str) -> None:

@@ -26,13 +26,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pyrovae.traces.errors import check_sites
 from pyrovae.traces.plates import DataPlate, Layout, data_plate_of
 from pyrovae.traces.recorder import Recorder, Site
 from pyrovae.traces.stopped import stop_parameters
 
-__all__ = ["Latent", "Observed", "Terms", "assemble", "stack"]
+__all__ = ["Latent", "Observed", "Terms", "assemble", "same", "stack"]
 
 
 class Observed:
@@ -43,8 +44,9 @@ class Observed:
         self.name = site.name
         self.value = site.value
         self.distribution = site.fn
-        self.is_global = layout.plate.name not in {frame.name for frame in site.plates}
+        self.is_global = not layout.is_local(site)
         self.weight = layout.weight(site)
+        self.inner_scale = layout.inner_scale(site)
 
     @cached_property
     def log_prob(self) -> Tensor:
@@ -64,8 +66,9 @@ class Latent:
         self.name = guide.name
         self.posterior = guide.fn
         self.prior = None if model is None else model.fn
-        self.is_global = layout.plate.name not in {frame.name for frame in guide.plates}
+        self.is_global = not layout.is_local(guide)
         self.weight = layout.weight(guide)
+        self.inner_scale = layout.inner_scale(guide)
         self.prior_weight = 1.0 if model is None else layout.weight(model)
 
     @cached_property
@@ -125,9 +128,9 @@ class Latent:
         masked or scaled.
         """
         model = self._model
-        if model is None or (model.mask is None) != (self._guide.mask is None):
+        if model is None or not same(model.mask, self._guide.mask):
             return None
-        if self.weight is not self.prior_weight and not _same(self.weight, self.prior_weight):
+        if not same(self.weight, self.prior_weight):
             return None
         if not self._top_down(self.name):
             return None
@@ -144,8 +147,18 @@ class Latent:
         return self.log_posterior - self.log_prior
 
 
-def _same(a: float | Tensor, b: float | Tensor) -> bool:
-    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and math.isclose(a, b)
+def same(a: float | Tensor | None, b: float | Tensor | None) -> bool:
+    """Whether two scales or masks are one; of two tensors in a graph being captured, assumed."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a is b or (a.shape == b.shape and (is_captured() or torch.equal(a, b)))
+    if isinstance(a, Tensor) or isinstance(b, Tensor) or a is None or b is None:
+        return a is b
+    return math.isclose(a, b)
+
+
+def is_captured() -> bool:
+    """Whether a tracer is looking, so that no value of a tensor may be looked at."""
+    return torch.compiler.is_compiling() or get_proxy_mode() is not None
 
 
 @dataclass

@@ -1,9 +1,9 @@
 """How good is a VAE on MNIST after fifteen minutes on two cores?
 
-The one-layer network of the IWAE paper (784-200-200-50, tanh), dynamic binarization, a Normal posterior,
-the ELBO; trained and evaluated by the command line alone. Published, with 3,280 epochs: 86.76 nats
-(Burda, Grosse & Salakhutdinov 2016, arXiv:1509.00519). Target here: at most 88.5 nats over all 10,000
-test digits with K = 5,000, after at most 15 minutes of training.
+The one-layer network of the IWAE paper (784-200-200-50, tanh), dynamic binarization, a Normal
+posterior, the ELBO; trained and evaluated by the command line alone. Published, with 3,280 epochs:
+86.76 nats (Burda, Grosse & Salakhutdinov 2016, arXiv:1509.00519). Target here: at most 88.5 nats
+over all 10,000 test digits with K = 5,000, after at most 15 minutes of training.
 """
 
 from __future__ import annotations

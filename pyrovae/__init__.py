@@ -18,12 +18,13 @@ Floors, each importing from lower ones only::
        run            what training leaves behind
     6  fit            the loop
     7  cli            the `pyrovae` command
+       testing        the contract test of a distribution, for users' classes too
 
 Notation: ``log_weights`` log p(x, z) - log q(z|x) `[K, B]`; K ``particles``, B data of N;
 ``posterior`` q(z|x) as a distribution; ``log_evidence`` log p(x); nats everywhere.
 """
 
-from pyrovae import bounds, datasets, distributions, models, nn, traces
+from pyrovae import bounds, datasets, distributions, models, nn, testing, traces
 from pyrovae.collapse import CollapseReport, collapse_report
 from pyrovae.em import Joint, VariationalEM, adam
 from pyrovae.evidence import Evidence, log_evidence
@@ -55,5 +56,6 @@ __all__ = [
     "models",
     "nn",
     "terms",
+    "testing",
     "traces",
 ]

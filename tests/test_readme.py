@@ -48,7 +48,7 @@ def test_every_file_and_picture_exists():
     files = re.findall(r"`((?:\w+/)*\w+\.py)`", README)
     assert len(files) > 10
     for file in files:
-        folder = ROOT if file.startswith("benchmarks/") else ROOT / "pyrovae"
+        folder = ROOT if file.startswith(("benchmarks/", "tests/")) else ROOT / "pyrovae"
         assert (folder / file).is_file(), file
     for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
         assert (ROOT / picture).is_file(), picture

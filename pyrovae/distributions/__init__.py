@@ -1,40 +1,53 @@
 r"""Distributions: reparameterizable families for posteriors, and fast ones for pixels.
 
-* posterior families: `Normal`, `Laplace`, `Logistic`, `StudentT`, `Cauchy`, `Gumbel`, `Gamma`,
-  `Exponential`, `Weibull`, `LogNormal`, `Beta`, `Uniform`, `Dirichlet`, `MultivariateNormal`;
-* likelihoods whose log-density is summed over the event: `Bernoulli`, `Binomial`;
-* for authors of families: `Reparameterized`, `LocationScale`;
+* location-scale: `Normal`, `Laplace`, `Logistic`, `Cauchy`, `Gumbel`, `StudentT`, and for vectors
+  `Elliptical` with the laws of :mod:`pyrovae.distributions.radial`, `MultivariateNormal`;
+* inverse cdf: `Exponential`, `Weibull`, `Rayleigh`, `Pareto`, `Gompertz`, `Kumaraswamy`, and on an
+  interval `Uniform`, `Reciprocal`, `Triangular`;
+* compositions: `Gamma`, `Erlang`, `Chi2`, `LogNormal`, `Beta`, `Dirichlet`, `FisherSnedecor`;
+* likelihoods: `Bernoulli`, `Binomial` (summed over the event), `ContinuousBernoulli`;
+* for authors of families: `Reparameterized`, `LocationScale`, `InverseCDF`, `Composition`;
 * for whole distributions: `Reshaped`, `map_tensors`;
 * which prior fits which posterior: `default_prior`, `prior_reason`, `posterior_domains`;
 * families by name, for the command line: `names`, `lookup`.
 
-What Pyro and torch do right is theirs and exported as it is, so that closed-form KLs keep
-dispatching.
+A family that torch or Pyro has is a subclass of theirs, so that `isinstance` and `kl_divergence`
+keep dispatching; what they do right is theirs and exported as it is.
 """
 
 from __future__ import annotations
 
 import difflib
 
-from pyro.distributions import (
+from pyro.distributions import MultivariateNormal
+
+from pyrovae.distributions import kl, kl_gamma, radial
+from pyrovae.distributions.base import Composition, Reparameterized
+from pyrovae.distributions.composition import (
     Beta,
-    Cauchy,
+    Chi2,
     Dirichlet,
-    Exponential,
+    Erlang,
+    FisherSnedecor,
     Gamma,
+    LogNormal,
+    StudentT,
+)
+from pyrovae.distributions.continuous_bernoulli import ContinuousBernoulli
+from pyrovae.distributions.counts import Bernoulli, Binomial
+from pyrovae.distributions.elliptical import Elliptical
+from pyrovae.distributions.interval import Reciprocal, Triangular, Uniform
+from pyrovae.distributions.inverse_cdf import Hazard, InverseCDF
+from pyrovae.distributions.kumaraswamy import Kumaraswamy
+from pyrovae.distributions.lifetimes import Exponential, Gompertz, Pareto, Rayleigh, Weibull
+from pyrovae.distributions.location_scale import (
+    Cauchy,
     Gumbel,
     Laplace,
-    LogNormal,
-    MultivariateNormal,
+    LocationScale,
+    Logistic,
     Normal,
-    StudentT,
-    Uniform,
-    Weibull,
 )
-
-from pyrovae.distributions.base import Reparameterized
-from pyrovae.distributions.counts import Bernoulli, Binomial
-from pyrovae.distributions.location_scale import LocationScale, Logistic
 from pyrovae.distributions.priors import (
     default_prior,
     posterior_class,
@@ -53,11 +66,18 @@ _FAMILIES: tuple[type, ...] = (
     Gamma,
     Exponential,
     Weibull,
+    Rayleigh,
+    Pareto,
+    Gompertz,
     LogNormal,
     Beta,
+    Kumaraswamy,
     Uniform,
+    Reciprocal,
+    Triangular,
     Dirichlet,
     MultivariateNormal,
+    Elliptical,
 )
 
 __all__ = [
@@ -65,28 +85,45 @@ __all__ = [
     "Beta",
     "Binomial",
     "Cauchy",
+    "Chi2",
+    "Composition",
+    "ContinuousBernoulli",
     "Dirichlet",
+    "Elliptical",
+    "Erlang",
     "Exponential",
+    "FisherSnedecor",
     "Gamma",
+    "Gompertz",
     "Gumbel",
+    "Hazard",
+    "InverseCDF",
+    "Kumaraswamy",
     "Laplace",
     "LocationScale",
     "LogNormal",
     "Logistic",
     "MultivariateNormal",
     "Normal",
+    "Pareto",
+    "Rayleigh",
+    "Reciprocal",
     "Reparameterized",
     "Reshaped",
     "StudentT",
+    "Triangular",
     "Uniform",
     "Weibull",
     "default_prior",
+    "kl",
+    "kl_gamma",
     "lookup",
     "map_tensors",
     "names",
     "posterior_class",
     "posterior_domains",
     "prior_reason",
+    "radial",
 ]
 
 

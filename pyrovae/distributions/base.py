@@ -33,10 +33,12 @@ multiple of 2^-24) does not.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from numbers import Number
 from typing import Any
 
+import pyro.distributions
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
@@ -110,10 +112,10 @@ class Reparameterized(TorchDistribution):
             if name not in self.__dict__ or constraints.is_dependent(constraint):
                 continue
             value = getattr(self, name)
-            good = constraint.check(value)
-            good = good & value.isfinite().flatten(good.dim()).all(-1) if (
-                good.dim() < value.dim()
-            ) else good & value.isfinite()
+            if _all_within(constraint, value, finite=True):
+                continue
+            good, finite = constraint.check(value), value.isfinite()
+            good = good & finite.reshape(*good.shape, -1).all(-1)
             self._demand(name, good, f"satisfy the constraint {constraint} and be finite")
 
     def _demand(self, name: str, good: Tensor, what: str) -> None:
@@ -173,9 +175,7 @@ class Reparameterized(TorchDistribution):
         """Return the z with P(Z > z) = value."""
         raise NotImplementedError(self._lacks("isf"))
 
-    def expand(
-        self, batch_shape: Size | Sequence[int], _instance: Any = None
-    ) -> Reparameterized:
+    def expand(self, batch_shape: Size | Sequence[int], _instance: Any = None) -> Reparameterized:
         """Return the distribution with its parameters expanded to `batch_shape`, as views."""
         new = copy.copy(self) if _instance is None else _instance
         batch_shape = Size(batch_shape)
@@ -213,6 +213,8 @@ class Reparameterized(TorchDistribution):
                 f"shape {tuple(self.batch_shape)} and event shape {tuple(self.event_shape)}"
             )
         support = self.support
+        if _all_within(support, value, finite=False):
+            return
         good = support.check(value)
         if not bool(good.all()):
             bad = value[~good]
@@ -277,11 +279,16 @@ class Reparameterized(TorchDistribution):
         like = self._like()
         return torch.randn(shape, dtype=like.dtype, device=like.device)
 
-    def _sign(self, shape: Size) -> Tensor:
-        """Draw -1 and 1, each with probability one half."""
-        like = self._like()
-        draw = torch.rand(shape, dtype=like.dtype, device=like.device)
-        return (draw >= 0.5).to(like.dtype).mul_(2).sub_(1)
+    def _either_sign(self, x: Tensor) -> Tensor:
+        """Return x >= 0 with a random sign, each with probability one half."""
+        return torch.copysign(x, torch.rand_like(x) - 0.5)
+
+    @staticmethod
+    def _as_pyro(d: Distribution) -> Any:
+        """Return a base distribution of torch's as Pyro's class of its name."""
+        family = getattr(pyro.distributions, type(d).__name__)
+        names = [name for name in d.arg_constraints if name in d.__dict__]
+        return family(**{name: getattr(d, name) for name in names}, validate_args=False)
 
 
 class Composition(Reparameterized):
@@ -389,6 +396,29 @@ class Composition(Reparameterized):
 
     def isf(self, value: Tensor) -> Tensor:
         return self._quantile("isf", "icdf", value)
+
+
+_SETS = {  # the same sets, whichever class torch writes them with
+    constraints.real: (-math.inf, math.inf, True, True),
+    constraints.positive: (0.0, math.inf, False, True),
+    constraints.nonnegative: (0.0, math.inf, True, True),
+    constraints.unit_interval: (0.0, 1.0, True, True),
+}
+
+
+def _all_within(constraint: Any, value: Tensor, *, finite: bool) -> bool:
+    """Whether all values lie in one of the common sets, in one pass; False if that is unknown."""
+    known = _SETS.get(constraint)
+    if known is None or not value.numel():
+        return False
+    low, high, with_low, with_high = known
+    ends = torch.aminmax(value.detach())
+    least, most = ends.min.item(), ends.max.item()  # NaN if there is one
+    if finite and not -math.inf < least <= most < math.inf:
+        return False
+    return (least >= low if with_low else least > low) and (
+        most <= high if with_high else most < high
+    )
 
 
 def _rises(transform: Transform) -> bool:

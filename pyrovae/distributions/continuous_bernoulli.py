@@ -30,7 +30,13 @@ from torch.distributions import constraints
 from torch.distributions.utils import lazy_property
 
 from pyrovae.distributions.inverse_cdf import InverseCDF
-from pyrovae.distributions.stable import langevin, langevin_slope, log1mexp, log_sinhc
+from pyrovae.distributions.stable import (
+    exponential_mean,
+    langevin,
+    langevin_slope,
+    log1mexp,
+    log_sinhc,
+)
 
 __all__ = ["ContinuousBernoulli"]
 
@@ -103,38 +109,39 @@ class ContinuousBernoulli(InverseCDF, dist.ContinuousBernoulli):
         shifted = (z - 0.5 - 0.5 * half.sign()) * self.logits
         return shifted - (log_sinhc(half) - half.abs())
 
-    def _share(self, z: Tensor, logits: Tensor) -> Tensor:
-        """Return log P(Z <= z): the log of expm1(l z) / expm1(l)."""
-        small = logits.abs() < 1
-        near, far = torch.where(small, logits, 0.0), torch.where(small, 1.0, logits)
-        flat = z.log() - 0.5 * near * (1 - z) + log_sinhc(0.5 * near * z) - log_sinhc(0.5 * near)
-        # (1 - e^{-a z}) / (1 - e^{-a}), times e^{-a (1 - z)} for positive logits
-        a = far.abs()
-        ratio = log1mexp(a * z) - log1mexp(a)
-        tilted = torch.where(far > 0, ratio - a * (1 - z), ratio)
-        return torch.where(small, flat, tilted)
-
-    def _log_cdf(self, z: Tensor) -> Tensor:
-        low, high = self._share(z, self.logits), self._share(1 - z, -self.logits)
-        upper = low > -math.log(2)
-        return torch.where(upper, log1mexp(torch.where(upper, -high, 1.0)), low)
-
-    def _log_sf(self, z: Tensor) -> Tensor:
-        low, high = self._share(z, self.logits), self._share(1 - z, -self.logits)
-        upper = high > -math.log(2)
-        return torch.where(upper, log1mexp(torch.where(upper, -low, 1.0)), high)
-
     def _cdf(self, z: Tensor) -> Tensor:
-        return self._share(z, self.logits).exp()
+        return self._one_of(_share(z, 1 - z, self.logits), _share(1 - z, z, -self.logits))
 
     def _sf(self, z: Tensor) -> Tensor:
-        return self._share(1 - z, -self.logits).exp()
+        return self._one_of(_share(1 - z, z, -self.logits), _share(z, 1 - z, self.logits))
+
+    def _one_of(self, share: Tensor, other: Tensor) -> Tensor:
+        return torch.where(share < 0.5, share, 1 - other)
+
+    def _log_cdf(self, z: Tensor) -> Tensor:
+        low = _log_share(z, 1 - z, self.logits)
+        return self._log_one_of(low, _share(1 - z, z, -self.logits))
+
+    def _log_sf(self, z: Tensor) -> Tensor:
+        high = _log_share(1 - z, z, -self.logits)
+        return self._log_one_of(high, _share(z, 1 - z, self.logits))
+
+    def _log_one_of(self, log_share: Tensor, other: Tensor) -> Tensor:
+        upper = log_share > -math.log(2)
+        return torch.where(upper, torch.log1p(-torch.where(upper, other, 0.0)), log_share)
 
     def icdf(self, value: Tensor) -> Tensor:
         return _quantile(value, self.logits)
 
     def isf(self, value: Tensor) -> Tensor:
-        return 1 - _quantile(value, -self.logits)
+        upper = value >= 0.5  # there 1 - value is exact
+        lower = torch.where(upper, 0.25, value)
+        falls = self.logits < -0.1
+        a = torch.where(falls, -self.logits, 1.0)
+        near = -torch.log(lower + (1 - lower) * torch.exp(-a)) / a  # e^{l x} itself
+        far = 1 - _quantile(lower, -self.logits)
+        mirrored = _quantile(1 - torch.where(upper, value, 0.5), self.logits)
+        return torch.where(upper, mirrored, torch.where(falls, near, far))
 
     @property
     def mean(self) -> Tensor:
@@ -168,6 +175,33 @@ class ContinuousBernoulli(InverseCDF, dist.ContinuousBernoulli):
         outer = 1 - torch.log(2 * far) + torch.log1p(-e) - 2 * far * e / -torch.expm1(-2 * far)
         return torch.where(large, outer, log_sinhc(near) - near * langevin(near))
 
+    def _mean_log(self) -> Tensor:
+        return exponential_mean(lambda t: torch.log(self.icdf(torch.exp(-t))), self.logits)
+
+
+def _pieces(x: Tensor, rest: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return what both forms of expm1(l x) / expm1(l) are made of; `rest` is 1 - x, to its digits.
+
+    For small l, x exp(b) with b = -l rest / 2 + log(sinhc(l x / 2) / sinhc(l / 2)); for others,
+    with a = |l|, (1 - e^{-a x}) / (1 - e^{-a}), times e^{-a rest} where l > 0.
+    """
+    small = logits.abs() < 1
+    near, far = torch.where(small, logits, 0.0), torch.where(small, 1.0, logits)
+    bend = log_sinhc(0.5 * near * x) - log_sinhc(0.5 * near) - 0.5 * near * rest
+    return small, bend, far.abs(), torch.where(far > 0, far * rest, 0.0)
+
+
+def _share(x: Tensor, rest: Tensor, logits: Tensor) -> Tensor:
+    """Return expm1(l x) / expm1(l), the mass of [0, x]."""
+    small, bend, a, fall = _pieces(x, rest, logits)
+    tilted = torch.expm1(-a * x) / torch.expm1(-a) * torch.exp(-fall)
+    return torch.where(small, x * torch.exp(bend), tilted)
+
+
+def _log_share(x: Tensor, rest: Tensor, logits: Tensor) -> Tensor:
+    small, bend, a, fall = _pieces(x, rest, logits)
+    return torch.where(small, x.log() + bend, log1mexp(a * x) - log1mexp(a) - fall)
+
 
 def _logit(p: Tensor) -> Tensor:
     """Return log(p / (1 - p)), from 2p - 1 in the middle, where that is exact."""
@@ -187,5 +221,5 @@ def _quantile(u: Tensor, logits: Tensor) -> Tensor:
     regular = torch.log1p(u * torch.expm1(mid)) / mid
     zero = u <= 0
     power = big + torch.where(zero, 1.0, u).log()
-    far = torch.where(zero, 0.0, torch.nn.functional.softplus(power) / big)
+    far = torch.where(zero, 0.0, torch.logaddexp(power, torch.zeros_like(power)) / big)
     return torch.where(tiny, series, torch.where(large, far, regular))

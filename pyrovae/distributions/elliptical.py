@@ -97,15 +97,17 @@ class Elliptical(Reparameterized):
             )
         d = loc.shape[-1] if loc.dim() else 0
         for name, value in shape.items():
-            if value.dim() < self._event_dim_of(name) or d not in (value.shape[-1], *(
-                (value.shape[-2],) if name == "cov_factor" else ()
-            )):
+            if value.dim() < self._event_dim_of(name) or d not in (
+                value.shape[-1],
+                *((value.shape[-2],) if name == "cov_factor" else ()),
+            ):
                 raise ValueError(
                     f"Elliptical: loc of shape {tuple(loc.shape)} and {name} of shape "
                     f"{tuple(value.shape)} do not fit; the last dimension of loc is d"
                 )
         self._names = ("loc", *shape)
         super().__init__(loc=loc, validate_args=validate_args, **shape)
+        self.radial = self.radial.like(self.loc)
         if self.radial.batch_shape:
             wide = torch.broadcast_shapes(self.batch_shape, self.radial.batch_shape)
             self.__dict__.update(self.expand(wide).__dict__)

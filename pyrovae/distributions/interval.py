@@ -19,7 +19,7 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 
 from pyrovae.distributions.inverse_cdf import InverseCDF
-from pyrovae.distributions.stable import log_sinhc
+from pyrovae.distributions.stable import exponential_mean, log_sinhc
 
 __all__ = ["Reciprocal", "Triangular", "Uniform"]
 
@@ -77,6 +77,9 @@ class Uniform(_Interval, dist.Uniform):
     def _width(self) -> Tensor:
         return self.high - self.low
 
+    def _rsample(self, shape: Size) -> Tensor:
+        return self.icdf(self._uniform(shape))  # lerp rounds inside of its ends
+
     def icdf(self, value: Tensor) -> Tensor:
         return torch.lerp(*torch.broadcast_tensors(self.low, self.high, value))
 
@@ -84,7 +87,7 @@ class Uniform(_Interval, dist.Uniform):
         return torch.lerp(*torch.broadcast_tensors(self.high, self.low, value))
 
     def _log_prob(self, z: Tensor) -> Tensor:
-        return -self._width().log() + torch.zeros_like(z)
+        return (-self._width().log()).expand(torch.broadcast_shapes(z.shape, self.batch_shape))
 
     def _cdf(self, z: Tensor) -> Tensor:
         return (z - self.low) / self._width()
@@ -145,8 +148,8 @@ class Reciprocal(_Interval):
         low: lower end, positive, the mode.
         high: upper end, greater.
 
-    >>> Reciprocal(1.0, 100.0).icdf(torch.tensor(0.5))
-    tensor(10.0000)
+    >>> Reciprocal(1.0, 100.0).mean
+    tensor(21.4976)
     """
 
     arg_constraints = {"low": _END, "high": _END}
@@ -217,10 +220,8 @@ class Reciprocal(_Interval):
 
 
 def _log_of_ratio(a: Tensor, b: Tensor) -> Tensor:
-    """Return log(a / b) for a >= b > 0, from the difference where they are close."""
-    near = a < 2 * b
-    close, far = torch.where(near, (a - b) / b, 0.0), torch.where(near, 2.0, a / b)
-    return torch.where(near, torch.log1p(close), far.log())
+    """Return log(a / b) for a >= b > 0, from the difference: exact where they are close."""
+    return torch.log1p((a - b) / b)
 
 
 class Triangular(_Interval):
@@ -281,9 +282,21 @@ class Triangular(_Interval):
     def _quantile(self, u: Tensor, q: Tensor) -> Tensor:
         left, right, width = self._sides()
         rising = u * width <= left
-        a = torch.where(rising, u * (width * left), 1.0)
-        b = torch.where(rising, 1.0, q * (width * right))
-        return torch.where(rising, self.low + _root(a), self.high - _root(b))
+        side, other = torch.where(rising, left, right), torch.where(rising, right, left)
+        mass, end = torch.where(rising, u, q), torch.where(rising, self.low, self.high)
+        rest = torch.where(rising, q, u) * width - other
+        # the share of this side's mass between value and peak; from the peak where it is close,
+        # unless the other side's mass would drown it
+        share = torch.where(side > 0, rest / torch.where(side > 0, side, 1.0), 0.0).clamp(0, 1)
+        near = (share < 0.5) & (other <= end.abs())
+        inner = torch.where(near, share, 0.0)
+        step = side * inner / (1 + torch.sqrt(1 - inner))  # side (1 - sqrt(1 - share))
+        reach = _root(torch.where(near, 1.0, mass * (width * side)))
+        return torch.where(
+            near,
+            torch.where(rising, self.peak - step, self.peak + step),
+            torch.where(rising, self.low + reach, self.high - reach),
+        )
 
     def _log_prob(self, z: Tensor) -> Tensor:
         left, right, width = self._sides()
@@ -304,29 +317,37 @@ class Triangular(_Interval):
         )
 
     def _shares(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Which side z is on, the mass between it and that side's end, and the rest of it."""
         left, right, width = self._sides()
         rising, up, down = self._split(z)
-        lower = (up / width) * (up / torch.where(rising, left, 1.0))
-        upper = (down / width) * (down / torch.where(rising, 1.0, right))
-        return rising, lower, upper
+        side, other = torch.where(rising, left, right), torch.where(rising, right, left)
+        reach = torch.where(rising, up, down)
+        side = torch.where(side > 0, side, 1.0)
+        tail = (reach / width) * (reach / side)
+        rest = (other + (z - self.peak).abs() * ((reach + side) / side)) / width
+        return rising, tail, rest
 
     def _cdf(self, z: Tensor) -> Tensor:
-        rising, lower, upper = self._shares(z)
-        return torch.where(rising, lower, 1 - upper)
+        rising, tail, rest = self._shares(z)
+        return torch.where(rising, tail, rest)
 
     def _sf(self, z: Tensor) -> Tensor:
-        rising, lower, upper = self._shares(z)
-        return torch.where(rising, 1 - lower, upper)
+        rising, tail, rest = self._shares(z)
+        return torch.where(rising, rest, tail)
 
     def _log_cdf(self, z: Tensor) -> Tensor:
-        rising, lower, upper = self._shares(z)
-        a, b = torch.where(rising, lower, 1.0), torch.where(rising, 0.0, upper)
-        return torch.where(rising, a.log(), torch.log1p(-b))
+        return self._log_of(z, cdf=True)
 
     def _log_sf(self, z: Tensor) -> Tensor:
-        rising, lower, upper = self._shares(z)
-        a, b = torch.where(rising, lower, 0.0), torch.where(rising, 1.0, upper)
-        return torch.where(rising, torch.log1p(-a), b.log())
+        return self._log_of(z, cdf=False)
+
+    def _log_of(self, z: Tensor, cdf: bool) -> Tensor:
+        rising, tail, rest = self._shares(z)
+        wanted = torch.where(rising == cdf, tail, rest)
+        other = torch.where(rising == cdf, rest, tail)
+        upper = wanted > 0.5
+        small, missing = torch.where(upper, 0.5, wanted), torch.where(upper, other, 0.0)
+        return torch.where(upper, torch.log1p(-missing), small.log())
 
     @property
     def mean(self) -> Tensor:
@@ -345,6 +366,15 @@ class Triangular(_Interval):
     def entropy(self) -> Tensor:
         """Return the differential entropy in nats, `[*batch]`."""
         return 0.5 + torch.log(0.5 * (self.high - self.low))
+
+    def _mean_log(self) -> Tensor:
+        left, right, width = self._sides()
+        low = torch.where(left > 0, self.low, 1.0)  # no mass there: log 0 is not asked for
+        up = exponential_mean(lambda t: torch.log(low + left * torch.exp(-t / 2)), width)
+        down = exponential_mean(
+            lambda t: torch.log(self.peak - right * torch.expm1(-t / 2)), width
+        )
+        return (left * up + right * down) / width
 
 
 _TINY = 1e-38

@@ -28,8 +28,9 @@ before the survival function is 0, and importance weights are decided out there.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Number
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -38,9 +39,11 @@ from torch.distributions import Distribution, Transform, constraints
 from torch.nn.functional import logsigmoid
 
 from pyrovae.distributions.base import EMPTY, Reparameterized, can_look
-from pyrovae.distributions.stable import EULER, log1mexp
+from pyrovae.distributions.stable import EULER, log1mexp, log_ndtr
 
 __all__ = ["Cauchy", "Gumbel", "Laplace", "LocationScale", "Logistic", "Normal"]
+
+_DTYPES = (torch.float32, torch.float64)
 
 
 class LocationScale(Reparameterized):
@@ -68,7 +71,35 @@ class LocationScale(Reparameterized):
         validate_args: bool | None = None,
         **shape_parameters: Number | Tensor,
     ) -> None:
-        super().__init__(loc=loc, scale=scale, validate_args=validate_args, **shape_parameters)
+        if (
+            not shape_parameters
+            and self.arg_constraints is LocationScale.arg_constraints
+            and isinstance(loc, Tensor)
+            and isinstance(scale, Tensor)
+            and loc.dtype is scale.dtype
+            and loc.dtype in _DTYPES
+            and not torch.jit.is_tracing()  # which takes shapes for data
+            and loc.shape == scale.shape
+            and loc.device == scale.device
+        ):  # nothing to convert or to broadcast
+            self.loc, self.scale = loc, scale
+            self._finish(loc.shape, self._event_shape(), validate_args)
+            if self._validate_args and can_look():
+                self._check_parameters()
+        else:
+            super().__init__(loc=loc, scale=scale, validate_args=validate_args, **shape_parameters)
+
+    def expand(self, batch_shape: Size | Sequence[int], _instance: Any = None) -> Reparameterized:
+        own = _instance is None and self.arg_constraints is LocationScale.arg_constraints
+        if not own or torch.jit.is_tracing():
+            return super().expand(batch_shape, _instance)
+        new = object.__new__(type(self))
+        new.__dict__.update(self.__dict__)  # what copy.copy does, in less time
+        batch_shape = Size(batch_shape)
+        if batch_shape != self._batch_shape:
+            new.loc, new.scale = self.loc.expand(batch_shape), self.scale.expand(batch_shape)
+            new._batch_shape = batch_shape
+        return new
 
     def _noise(self, shape: Size) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define _noise(shape)")
@@ -192,7 +223,7 @@ class Normal(LocationScale, dist.Normal):
         return 0.5 * torch.erfc(eps * -math.sqrt(0.5))
 
     def _noise_log_cdf(self, eps: Tensor) -> Tensor:
-        return torch.special.log_ndtr(eps)
+        return log_ndtr(eps)
 
     def _noise_icdf(self, u: Tensor) -> Tensor:
         return torch.special.ndtri(u)
@@ -226,7 +257,7 @@ class Laplace(LocationScale, dist.Laplace):
     symmetric = True
 
     def _noise(self, shape: Size) -> Tensor:
-        return self._exponential(shape) * self._sign(shape)
+        return self._either_sign(self._exponential(shape))
 
     def _noise_log_prob(self, eps: Tensor) -> Tensor:
         return -eps.abs() - math.log(2)
@@ -256,15 +287,15 @@ class Laplace(LocationScale, dist.Laplace):
 
 
 class Logistic(LocationScale, dist.Logistic):
-    r"""Logistic: :math:`\epsilon = \log E_1 - \log E_2`, the law of :math:`\mathrm{logit}\, u`.
+    r"""Logistic: :math:`\epsilon = -E - \log(1 - e^{-E})`, the law of :math:`\mathrm{logit}\, u`.
 
     .. math::
 
         \log q(z) = \log\sigma(\epsilon) + \log\sigma(-\epsilon) - \log s, \qquad
         F(z) = \sigma(\epsilon), \qquad \mathrm{Var}[z] = s^2 \pi^2 / 3.
 
-    The tails are exponential, heavier than a Gaussian's on both sides. Drawing from two standard
-    exponentials keeps every draw finite and both tails whole in float32. Source: Balakrishnan
+    The tails are exponential, heavier than a Gaussian's on both sides. Drawing from a standard
+    exponential keeps every draw finite and both tails whole in float32. Source: Balakrishnan
     (1992), Handbook of the Logistic Distribution.
 
     Args:
@@ -278,10 +309,11 @@ class Logistic(LocationScale, dist.Logistic):
     symmetric = True
 
     def _noise(self, shape: Size) -> Tensor:
-        return self._exponential(shape).log() - self._exponential(shape).log()
+        e = self._exponential(shape)
+        return -e - torch.log(-torch.expm1(-e))  # logit(u) of u = exp(-e), whole at both ends
 
     def _noise_log_prob(self, eps: Tensor) -> Tensor:
-        return logsigmoid(eps) + logsigmoid(-eps)
+        return 2 * logsigmoid(eps) - eps.clamp_min(_DEEP)
 
     def _noise_cdf(self, eps: Tensor) -> Tensor:
         return torch.sigmoid(eps)
@@ -320,14 +352,11 @@ class Cauchy(LocationScale, dist.Cauchy):
 
     def _noise(self, shape: Size) -> Tensor:
         tail = torch.exp(-self._exponential(shape)) * (math.pi / 2)
-        return self._sign(shape) / torch.tan(tail)
+        return self._either_sign(1 / torch.tan(tail))
 
     def _noise_log_prob(self, eps: Tensor) -> Tensor:
-        a = eps.abs()
-        far = a > 1e4  # the square of 1e20 is not a float32; beyond 1e4 the 1 is 1e-8 of it
-        near, tail = torch.where(far, 1.0, a), torch.where(far, a, 1e4)
-        squares = torch.log1p(near.square())
-        return -torch.where(far, 2 * tail.log() + tail.pow(-2), squares) - math.log(math.pi)
+        # the square of 1e20 is not a float32: the hypotenuse is
+        return -2 * torch.hypot(torch.ones_like(eps), eps).log() - math.log(math.pi)
 
     def _noise_cdf(self, eps: Tensor) -> Tensor:
         return torch.atan2(torch.ones_like(eps), -eps) / math.pi
@@ -424,7 +453,7 @@ class Gumbel(LocationScale, dist.Gumbel):
     # torch's Gumbel is a transformed uniform, and tools for such look at its pieces
     @property
     def base_dist(self) -> Distribution:
-        return dist.Gumbel(self.loc, self.scale, validate_args=False).base_dist
+        return self._as_pyro(dist.Gumbel(self.loc, self.scale, validate_args=False).base_dist)
 
     @property
     def transforms(self) -> list[Transform]:

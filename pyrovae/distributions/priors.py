@@ -27,7 +27,11 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from pyrovae.distributions.location_scale import Logistic
+from pyrovae.distributions.elliptical import Elliptical
+from pyrovae.distributions.interval import Reciprocal, Triangular, Uniform
+from pyrovae.distributions.kumaraswamy import Kumaraswamy
+from pyrovae.distributions.lifetimes import Exponential, Gompertz, Pareto, Rayleigh
+from pyrovae.distributions.location_scale import Cauchy, Gumbel, Normal
 
 __all__ = ["default_prior", "posterior_class", "posterior_domains", "prior_reason"]
 
@@ -43,7 +47,7 @@ class Row:
 
 
 def _normal(zero: Tensor) -> Any:
-    return dist.Normal(zero, torch.ones_like(zero))
+    return Normal(zero, torch.ones_like(zero))
 
 
 def _multivariate_normal(zero: Tensor) -> Any:
@@ -53,12 +57,19 @@ def _multivariate_normal(zero: Tensor) -> Any:
 
 _HEAVIER = "tails heavier than Gaussian on both sides: p/q is bounded and the KL finite"
 
+_RECIPROCAL = (0.01, 100.0)
+
+_UNIT = Row(
+    lambda zero: Uniform(zero, torch.ones_like(zero)),
+    "uniform on the unit interval: same support and a closed KL; p/q is bounded where both "
+    "concentrations are at most 1",
+)
+
 _ROWS: dict[type, Row] = {
     dist.Normal: Row(
         _normal, "the same family: closed KL; Var[p/q] is finite where scale^2 > 1/2"
     ),
     dist.Laplace: Row(_normal, f"exponential tails, {_HEAVIER}"),
-    Logistic: Row(_normal, f"exponential tails, {_HEAVIER}"),
     dist.Logistic: Row(_normal, f"exponential tails, {_HEAVIER}"),
     dist.StudentT: Row(
         _normal,
@@ -70,12 +81,12 @@ _ROWS: dict[type, Row] = {
         "Normal(0, 1) per unit, spelled as the same family so that the KL is closed",
     ),
     dist.Cauchy: Row(
-        lambda zero: dist.Cauchy(zero, torch.ones_like(zero)),
+        lambda zero: Cauchy(zero, torch.ones_like(zero)),
         "z^2 has no mean under a Cauchy, so its KL to a Normal is infinite; to a Cauchy it is "
         "finite, and p/q is bounded",
     ),
     dist.Gumbel: Row(
-        lambda zero: dist.Gumbel(zero, torch.ones_like(zero)),
+        lambda zero: Gumbel(zero, torch.ones_like(zero)),
         "the left tail, exp(-exp(-z)), is far lighter than a Gaussian's, so a Normal prior would "
         "not be covered; within the family the KL is closed and finite",
     ),
@@ -85,11 +96,11 @@ _ROWS: dict[type, Row] = {
         "where concentration <= 1 and rate <= 1",
     ),
     dist.Exponential: Row(
-        lambda zero: dist.Exponential(torch.ones_like(zero)),
+        lambda zero: Exponential(torch.ones_like(zero)),
         "the same family: closed KL; p/q is bounded where rate <= 1",
     ),
     dist.Weibull: Row(
-        lambda zero: dist.Exponential(torch.ones_like(zero)),
+        lambda zero: Exponential(torch.ones_like(zero)),
         "the Weibull of concentration 1: same support, E[z] is finite and so is the KL; p/q is "
         "bounded where concentration < 1, and at 1 where scale >= 1",
         finite={"concentration": constraints.greater_than(0.3)},
@@ -106,11 +117,55 @@ _ROWS: dict[type, Row] = {
         "concentrations are at most 1",
     ),
     dist.Uniform: Row(
-        lambda zero: dist.Uniform(zero, torch.ones_like(zero)),
+        lambda zero: Uniform(zero, torch.ones_like(zero)),
         "uniform on the unit interval: the KL is finite where the posterior lies inside; an "
         "interval narrower than (0, 1) does not cover the prior, so importance-weighted log p(x) "
         "is a lower bound",
         {"low": constraints.unit_interval, "high": constraints.unit_interval},
+    ),
+    Rayleigh: Row(
+        lambda zero: Rayleigh(torch.ones_like(zero)),
+        "its density vanishes at 0, so an exponential prior would not be covered there; within "
+        "the family the KL is closed, and p/q is bounded where scale >= 1",
+    ),
+    Gompertz: Row(
+        lambda zero: Exponential(torch.ones_like(zero)),
+        "the limit of a Gompertz whose rate goes to 0: same support and a closed KL; the right "
+        "tail of a Gompertz is lighter, so importance weights are unbounded far out",
+    ),
+    Pareto: Row(
+        lambda zero: Pareto(torch.ones_like(zero), torch.ones_like(zero)),
+        "only a prior with a polynomial tail that starts no later has a finite KL: Pareto(1, 1); "
+        "a posterior that starts above 1 does not cover it, so importance-weighted log p(x) is a "
+        "lower bound",
+        {"scale": constraints.greater_than(1.0)},
+        finite={"alpha": constraints.greater_than(0.3)},
+    ),
+    Kumaraswamy: _UNIT,
+    Reciprocal: Row(
+        lambda zero: Reciprocal(
+            torch.full_like(zero, _RECIPROCAL[0]), torch.full_like(zero, _RECIPROCAL[1])
+        ),
+        "log-uniform from 0.01 to 100: the KL is finite where the posterior lies inside; a "
+        "narrower interval does not cover the prior, so importance-weighted log p(x) is a lower "
+        "bound",
+        {"low": constraints.interval(*_RECIPROCAL), "high": constraints.interval(*_RECIPROCAL)},
+        finite={
+            "low": constraints.interval(*_RECIPROCAL),
+            "high": constraints.interval(*_RECIPROCAL),
+        },
+    ),
+    Triangular: Row(
+        lambda zero: Uniform(zero, torch.ones_like(zero)),
+        "uniform on the unit interval: the KL is finite where the posterior lies inside; an "
+        "interval narrower than (0, 1) does not cover the prior, so importance-weighted log p(x) "
+        "is a lower bound",
+        {"low": constraints.unit_interval, "high": constraints.unit_interval},
+    ),
+    Elliptical: Row(
+        _normal,
+        "independent Normal(0, 1): the same support and a closed KL where the radial law has a "
+        "variance; radial laws with tails of exp(-r) and heavier cover it",
     ),
     dist.Dirichlet: Row(
         lambda zero: dist.Dirichlet(torch.ones_like(zero)),
@@ -165,17 +220,18 @@ def posterior_domains(posterior: Any, default_prior: bool = True) -> dict[str, C
 def posterior_class(posterior: Any) -> type:
     """Return the family of a distribution or class, through `to_event`, `mask` and `expand`."""
     while not isinstance(posterior, type):
-        if not hasattr(posterior, "base_dist") or type(posterior) in _ROWS:
+        if not hasattr(posterior, "base_dist") or _known(type(posterior)) is not None:
             return type(posterior)
         posterior = posterior.base_dist
     return posterior
 
 
 def _find(posterior: Any) -> Row | None:
-    for cls in posterior_class(posterior).__mro__:
-        if cls in _ROWS:
-            return _ROWS[cls]
-    return None
+    return _known(posterior_class(posterior))
+
+
+def _known(family: type) -> Row | None:
+    return next((_ROWS[cls] for cls in family.__mro__ if cls in _ROWS), None)
 
 
 def _row(posterior: Any) -> Row:

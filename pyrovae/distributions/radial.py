@@ -17,8 +17,8 @@ Each law here gives :math:`\log g - \log Z_d` (`log_density`), an exact draw of 
 | `Normal()` | :math:`e^{-r^2/2}` | :math:`r^2 \sim \chi^2_d` |
 | `StudentT(df)` | :math:`(1 + r^2/\nu)^{-(\nu + d)/2}` | :math:`\chi_d\sqrt{\nu/\chi^2_\nu}` |
 | `Laplace()` | :math:`e^{-r}` | :math:`r \sim \mathrm{Erlang}(d, 1)` |
-| `Logistic()` | :math:`e^{-r} / (1 + e^{-r})^2` | Erlang, accepted with :math:`(1 + e^{-r})^{-2}` |
-| `PowerExponential(beta)` | :math:`e^{-r^{2\beta}/2}` | :math:`r^{2\beta}/2 \sim \Gamma(d/2\beta, 1)` |
+| `Logistic()` | :math:`e^{-r} / (1 + e^{-r})^2` | Erlang, kept with :math:`(1 + e^{-r})^{-2}` |
+| `PowerExponential(b)` | :math:`e^{-r^{2b}/2}` | :math:`r^{2b}/2 \sim \Gamma(d/2b, 1)` |
 
 Sources: Fang, Kotz and Ng (1990), Symmetric Multivariate and Related Distributions; Gomez,
 Gomez-Villegas and Marin (1998) for the power-exponential.
@@ -26,6 +26,7 @@ Gomez-Villegas and Marin (1998) for the power-exponential.
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import lru_cache
 from numbers import Number
@@ -46,6 +47,18 @@ class Radial(Reparameterized):
 
     arg_constraints: dict[str, constraints.Constraint] = {}
     support = constraints.positive
+
+    def like(self, other: Tensor) -> Radial:
+        """Return this law with its parameters in the dtype and on the device of `other`."""
+        if all(v.dtype == other.dtype and v.device == other.device for v in self._given()):
+            return self
+        new = copy.copy(self)
+        for name in self._names:
+            setattr(new, name, getattr(self, name).to(other))
+        return new
+
+    def _given(self) -> list[Tensor]:
+        return [getattr(self, name) for name in self._names]
 
     def radius(self, shape: Size, like: Tensor) -> Tensor:
         """Draw radii for vectors of shape `shape`: `[*shape[:-1]]`, dtype and device of `like`."""
@@ -134,9 +147,9 @@ class StudentT(Radial):
     def entropy_in(self, dim: int) -> Tensor:
         df = self.df
         const = log_gamma_ratio(0.5 * df, 0.5 * dim) - 0.5 * dim * torch.log(math.pi * df)
-        return 0.5 * (df + dim) * (
-            torch.digamma(0.5 * (df + dim)) - torch.digamma(0.5 * df)
-        ) - const
+        return (
+            0.5 * (df + dim) * (torch.digamma(0.5 * (df + dim)) - torch.digamma(0.5 * df)) - const
+        )
 
 
 class Laplace(Radial):
@@ -171,8 +184,8 @@ class Logistic(Radial):
     proposals are. In a graph, where no loop can depend on a value, 48 proposals are made; a draw
     of which none was kept (probability below 2^-48) is the last proposal.
 
-    >>> Logistic().variance_in(1)
-    3.289868133696453
+    >>> round(Logistic().variance_in(1), 6)
+    3.289868
     """
 
     def radius(self, shape: Size, like: Tensor) -> Tensor:
@@ -230,8 +243,8 @@ class PowerExponential(Radial):
     Args:
         beta: :math:`\beta > 0`, a number or a tensor of batch shape.
 
-    >>> PowerExponential(1.0).variance_in(5)
-    tensor(1.0000)
+    >>> round(PowerExponential(0.5).variance_in(1).item(), 4)
+    8.0
     """
 
     arg_constraints = {"beta": constraints.positive}

@@ -79,7 +79,7 @@ def tril(a: Tensor, n: int) -> Tensor:
 def interval_end(name: str, domain: Constraint) -> Map:
     """Return the map of `low` or `high` where both are predicted: `low < high` by construction.
 
-    Inside `domain` where it has two ends, else anywhere on the line.
+    Inside `domain` where it has two ends, else anywhere on the line. A `peak` lies between them.
     """
     lower, upper = getattr(domain, "lower_bound", None), getattr(domain, "upper_bound", None)
     bounded = lower is not None and upper is not None
@@ -91,7 +91,10 @@ def interval_end(name: str, domain: Constraint) -> Map:
         start = built["low"]
         return start + ((upper - start) * _unit(a) if bounded else bounded_positive(a))
 
-    return low if name == "low" else high
+    def peak(a: Tensor, built: Mapping[str, Tensor]) -> Tensor:
+        return torch.lerp(built["low"], built["high"], _unit(a))
+
+    return {"low": low, "high": high, "peak": peak}[name]
 
 
 def safe_map(domain: Constraint, n: int) -> tuple[tuple[int, ...], Map] | None:

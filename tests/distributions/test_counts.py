@@ -1,5 +1,3 @@
-
-import pyro
 import pyro.distributions as dist
 import pytest
 import scipy.stats

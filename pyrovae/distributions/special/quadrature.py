@@ -29,7 +29,17 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-__all__ = ["FINE", "MEDIUM", "ROUGH", "Rule", "in_chunks", "known", "nodes", "wide"]
+__all__ = [
+    "FINE",
+    "MEDIUM",
+    "ROUGH",
+    "Rule",
+    "in_chunks",
+    "integrate",
+    "known",
+    "nodes",
+    "result_dtype",
+]
 
 Partials = Callable[..., tuple[Tensor, ...]]
 
@@ -41,8 +51,8 @@ class Rule:
         self.count, self.drop = count, drop
 
 
-ROUGH = Rule(12, 20.0)  # relative error below 1e-7: enough where float32 is asked for
-MEDIUM = Rule(20, 32.0)  # near 1e-11
+ROUGH = Rule(12, 17.0)  # relative error below 1e-5: gradients in float32
+MEDIUM = Rule(25, 29.0)  # below 1e-10: gradients in float64
 FINE = Rule(32, 40.0)  # near 1e-15
 
 
@@ -74,30 +84,38 @@ def _clustered(n: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def nodes(rule: Rule, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return nodes and weights on [0, 1], shaped `[K, 1, ...]` to broadcast against `like`."""
+    """Return the nodes on [0, 1], `[K, 1, ...]`, and the weights times 1 and v, `[2, K]`."""
     points, weights = _clustered(rule.count)
-    shape = (rule.count,) + (1,) * like.dim()
-    return (
-        torch.tensor(points, dtype=like.dtype, device=like.device).view(shape),
-        torch.tensor(weights, dtype=like.dtype, device=like.device).view(shape),
-    )
+    first = tuple(w * v for w, v in zip(weights, points, strict=True))
+    t = torch.tensor(points, dtype=like.dtype, device=like.device)
+    w = torch.tensor((weights, first), dtype=like.dtype, device=like.device)
+    return t.view((rule.count,) + (1,) * like.dim()), w
 
 
-def wide(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Return the tensors in float64 and broadcast: float32 results are rounded once, at the end."""
-    return torch.broadcast_tensors(*(t.double() for t in tensors))
+def integrate(weights: Tensor, values: Tensor) -> Tensor:
+    """Return the sums over the nodes: `[M, K]` and `[K, ...]` to `[M, ...]`."""
+    flat = weights.to(values.dtype) @ values.reshape(values.shape[0], -1)
+    return flat.view(weights.shape[:1] + values.shape[1:])
+
+
+def result_dtype(*tensors: Tensor) -> torch.dtype:
+    """Return the dtype of the result: the arguments' own, or the default for integers."""
+    dtype = tensors[0].dtype
+    for t in tensors[1:]:
+        dtype = torch.promote_types(dtype, t.dtype)
+    return dtype if dtype.is_floating_point else torch.get_default_dtype()
 
 
 def in_chunks(
-    fn: Callable[..., tuple[Tensor, ...]], rule: Rule, *tensors: Tensor
+    fn: Callable[..., tuple[Tensor, ...]], rule: Rule | None, *tensors: Tensor
 ) -> tuple[Tensor, ...]:
     """Apply an elementwise `fn` in pieces that stay in the cache with all their nodes.
 
     A graph that is being captured, mapped or differentiated gets it whole.
     """
     size = tensors[0].numel()
-    most = (1 << 26) if tensors[0].is_cuda else (1 << 16)
-    piece = max(most // rule.count, 1024)
+    most = (1 << 27) if tensors[0].is_cuda else (1 << 17)
+    piece = max(most // (rule.count if rule else 4), 1024)
     if (
         size <= piece
         or torch.compiler.is_compiling()
@@ -106,9 +124,22 @@ def in_chunks(
         or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
     ):
         return fn(*tensors)
+    shape = tensors[0].shape
     flat = [t.reshape(-1) for t in tensors]
-    parts = [fn(*(t[i : i + piece] for t in flat)) for i in range(0, size, piece)]
-    return tuple(torch.cat(column).view(tensors[0].shape) for column in zip(*parts, strict=True))
+    results: list[Tensor] = []
+    for i in range(0, size, piece):
+        parts = fn(*(t[i : i + piece] for t in flat))
+        if not results:
+            results = [part.new_empty(size) for part in parts]
+        for result, part in zip(results, parts, strict=True):
+            result[i : i + piece] = part
+    return tuple(result.view(shape) for result in results)
+
+
+def _narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert, with the largest number of the dtype in the place of what is beyond it."""
+    most = torch.finfo(dtype).max
+    return x.clamp(-most, most).to(dtype)
 
 
 class _Known(torch.autograd.Function):
@@ -117,45 +148,68 @@ class _Known(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(value: Callable[..., Tensor], partials: Partials, *inputs: Tensor) -> Tensor:
-        return value(*inputs)
+    def forward(
+        value: Callable[..., Tensor],
+        partials: Partials,
+        rules: tuple[Rule | None, Rule | None],
+        dtype: torch.dtype,
+        *inputs: Tensor,
+    ) -> Tensor:
+        def piece(*inputs: Tensor) -> tuple[Tensor]:
+            return (value(*(t.double() for t in inputs)).to(dtype),)
+
+        return in_chunks(piece, rules[0], *inputs)[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.partials = inputs[1]
-        ctx.save_for_backward(output, *inputs[2:])
-        ctx.save_for_forward(output, *inputs[2:])
+        ctx.partials, ctx.rule = inputs[1], inputs[2][1]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output, *inputs[4:])
+        ctx.save_for_forward(output, *inputs[4:])
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        output, *inputs = ctx.saved_tensors
-        needed = ctx.needs_input_grad[2:]
-        slopes = ctx.partials(needed, output, *inputs)
-        grads = (
-            torch.where(g == 0, torch.zeros_like(g), g * s) if n else None
-            for n, s in zip(needed, slopes, strict=True)
-        )
-        return (None, None, *grads)
+    def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:
+        needed = list(ctx.needs_input_grad[4:])
+        if g is None:
+            return (None,) * (4 + len(needed))
+
+        def piece(g: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+            slopes = ctx.partials(tuple(needed), *(t.double() for t in tensors))
+            needed[:] = [n and s is not None for n, s in zip(needed, slopes, strict=True)]
+            pairs = zip(needed, slopes, tensors[1:], strict=True)
+            return tuple(_narrow(g.double() * s, t.dtype) for n, s, t in pairs if n)
+
+        grads = iter(in_chunks(piece, ctx.rule, g, *ctx.saved_tensors))
+        return (None,) * 4 + tuple(next(grads) if n else None for n in needed)
 
     @staticmethod
-    def jvp(ctx: Any, _value: Any, _partials: Any, *tangents: Tensor | None) -> Tensor:
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         output, *inputs = ctx.saved_tensors
-        needed = tuple(t is not None for t in tangents)
-        slopes = ctx.partials(needed, output, *inputs)
+        needed = tuple(t is not None for t in tangents[4:])
+        slopes = ctx.partials(needed, *(t.double() for t in (output, *inputs)))
         total = torch.zeros_like(output)
-        for tangent, slope, n in zip(tangents, slopes, needed, strict=True):
-            if n:
-                total = total + tangent * slope
+        for tangent, slope, n in zip(tangents[4:], slopes, needed, strict=True):
+            if n and slope is not None:
+                total = total + (tangent.double() * slope).to(output.dtype)
         return total
 
 
-def known(value: Callable[..., Tensor], partials: Partials, *inputs: Tensor) -> Tensor:
-    """Return `value(*inputs)` with these derivatives.
+def known(
+    value: Callable[..., Tensor],
+    partials: Partials,
+    *inputs: Tensor,
+    rules: tuple[Rule | None, Rule | None] = (None, None),
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """Return `value(*inputs)` with these derivatives; inputs are broadcast, and met in float64.
 
     Args:
         value: the function, of tensors of one shape; nothing in it is recorded.
         partials: `partials(needed, output, *inputs)` returns one tensor for each input; where
-            `needed` is False anything may stand. It is differentiated for second derivatives.
-        inputs: tensors of one shape and dtype; broadcast them before.
+            `needed` is False anything may stand, and None for a derivative that is zero. It is
+            differentiated for second derivatives.
+        inputs: tensors of any shapes that broadcast.
+        rules: the rules of integration that value and partials use, to size the pieces by.
+        dtype: of the result.
     """
-    return _Known.apply(value, partials, *inputs)
+    return _Known.apply(value, partials, rules, dtype, *torch.broadcast_tensors(*inputs))

@@ -1,0 +1,327 @@
+r"""Beta, Dirichlet and FisherSnedecor: ratios of Gammas, drawn as differences of log-Gammas.
+
+.. math::
+
+    \mathrm{logit}\,x = \log G(a) - \log G(b), \qquad
+    \log x = \mathrm{log\,softmax}(\log G(\alpha_1), \dots, \log G(\alpha_K)), \qquad
+    F = \frac{G(d_1/2)/d_1}{G(d_2/2)/d_2}.
+
+Their gradients are implicit ones: for Beta :math:`-\partial_\theta I_x / f`, and for Dirichlet
+:math:`\partial\log x_j/\partial\alpha_i = (\delta_{ij} - x_i)\,D_i` with D_i the derivative of
+logit x_i in its margin, Beta(alpha_i, the sum of the others). Source: Figurnov et al. (2018),
+arXiv 1805.08498.
+"""
+
+from __future__ import annotations
+
+import math
+from numbers import Number
+
+import pyro.distributions as dist
+import torch
+from torch import Size, Tensor
+from torch import distributions as td
+from torch.distributions.utils import broadcast_all
+
+from pyrovae.distributions.base import EMPTY
+from pyrovae.distributions.composition.contract import (
+    Checked,
+    Univariate,
+    check_arguments,
+    refuse_half,
+)
+from pyrovae.distributions.composition.gammas import kernel, kernel_slopes, log_norm
+from pyrovae.distributions.special import (
+    digamma_difference,
+    sample_logit_beta,
+    stirling,
+    stirling_slope,
+)
+from pyrovae.distributions.special import incomplete_beta as beta
+from pyrovae.distributions.special.incomplete_gamma import draw_log_gamma
+from pyrovae.distributions.special.quadrature import known, result_dtype
+
+__all__ = ["Beta", "Dirichlet", "FisherSnedecor"]
+
+
+def _log_density(a: Tensor, b: Tensor, x: Tensor, quick: bool) -> Tensor:
+    """Return the log-density of Beta(a, b) at x, its limits at 0 and 1; float64."""
+    inside = (x > 0) & (x < 1)
+    s = torch.where(inside, x, 0.5)
+    log_x, log_rest = s.log(), torch.log1p(-s)
+    body = beta.density_at(a, b, s, 1 - s, log_x, log_rest, quick) - log_x - log_rest
+    at_zero = torch.where(a == 1, b.log(), torch.where(a < 1, math.inf, -math.inf))
+    at_one = torch.where(b == 1, a.log(), torch.where(b < 1, math.inf, -math.inf))
+    rest = torch.where(x == 0, at_zero, torch.where(x == 1, at_one, -math.inf))
+    return torch.where(inside, body, torch.where(x.isnan(), x, rest))
+
+
+def _score_slopes(needed: tuple[bool, ...], out: Tensor, a: Tensor, b: Tensor, x: Tensor) -> tuple:
+    s = torch.where((x > 0) & (x < 1), x, 0.5)
+    per_a = s.log() + digamma_difference(a, b) if needed[0] else None
+    per_b = torch.log1p(-s) + digamma_difference(b, a) if needed[1] else None
+    return per_a, per_b, (a - 1) / s - (b - 1) / (1 - s)
+
+
+def _remainder(a: Tensor) -> Tensor:
+    """Return the part of the entropies that belongs to one concentration; float64."""
+    return stirling(a) - a * stirling_slope(a)
+
+
+class Beta(Univariate, dist.Beta):
+    r"""Beta(a, b): :math:`q(x) \propto x^{a - 1} (1 - x)^{b - 1}`.
+
+    Args:
+        concentration1: a > 0.
+        concentration0: b > 0.
+
+    >>> Beta(2.0, 1.0).cdf(torch.tensor(0.5))
+    tensor(0.2500)
+    """
+
+    def __init__(
+        self,
+        concentration1: Number | Tensor,
+        concentration0: Number | Tensor,
+        validate_args: bool | None = None,
+    ) -> None:
+        given = {"concentration1": concentration1, "concentration0": concentration0}
+        refuse_half("Beta", **given)
+        check_arguments(Beta, validate_args, **given)
+        super().__init__(concentration1, concentration0, validate_args=validate_args)
+
+    def _logit_draw(self, sample_shape: Size | tuple[int, ...]) -> Tensor:
+        shape = self._extended_shape(Size(sample_shape))
+        return sample_logit_beta(self.concentration1.expand(shape), self.concentration0)
+
+    def rsample_logit(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
+        """Draw logit x, whole where x itself would round to 0 or 1."""
+        return self._logit_draw(sample_shape).to(self.concentration1.dtype)
+
+    def rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
+        dtype = self.concentration1.dtype
+        info = torch.finfo(dtype)
+
+        def value(y: Tensor) -> Tensor:
+            return torch.sigmoid(y).to(dtype).clamp(info.tiny, 1 - info.eps / 2)
+
+        def partials(needed: tuple[bool, ...], x: Tensor, y: Tensor) -> tuple:
+            return (torch.sigmoid(y) * torch.sigmoid(-y),)
+
+        return known(value, partials, self._logit_draw(sample_shape), dtype=dtype)
+
+    def _score(self, value: Tensor) -> Tensor:
+        a, b = self.concentration1, self.concentration0
+        dtype = result_dtype(a, value)
+
+        def density(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
+            return _log_density(a, b, x, dtype == torch.float32)
+
+        return known(density, _score_slopes, a, b, value, dtype=dtype)
+
+    def _tail(self, value: Tensor, log: bool, lower: bool) -> Tensor:
+        a, b = self.concentration1, self.concentration0
+        return beta._tail_function(a, b, value, log, lower)
+
+    def _quantile(self, u: Tensor, lower: bool) -> Tensor:
+        return beta._inverse(self.concentration1, self.concentration0, u, lower)
+
+    @property
+    def mode(self) -> Tensor:
+        """The mode; NaN where both concentrations are at most 1: two ends, or none."""
+        a, b = self.concentration1 - 1, self.concentration0 - 1
+        top, bottom = a.clamp_min(0), a.clamp_min(0) + b.clamp_min(0)
+        edge = torch.where(a < b, 0.0, 1.0).to(a.dtype)
+        flat = torch.where((a == b) | ((a < 0) & (b < 0)), math.nan, edge)
+        return torch.where(bottom > 0, top / torch.where(bottom > 0, bottom, 1.0), flat)
+
+    def entropy(self) -> Tensor:
+        """Return the differential entropy; nothing cancels at large concentrations."""
+        a, b = self.concentration1.double(), self.concentration0.double()
+        n = a + b
+        whole = 0.5 * (a.log() + b.log() - 3 * n.log() + math.log(2 * math.pi)) + 0.5
+        parts = _remainder(a) + _remainder(b) - _remainder(n)
+        ends = stirling_slope(a) - 0.5 / a + stirling_slope(b) - 0.5 / b
+        return (whole + parts + ends - 2 * stirling_slope(n) + 1 / n).to(self.concentration1.dtype)
+
+
+class Dirichlet(Checked, dist.Dirichlet):
+    r"""Dirichlet: :math:`q(x) \propto \prod_i x_i^{\alpha_i - 1}` on the simplex.
+
+    Args:
+        concentration: alpha > 0, `[*batch, K]`.
+
+    >>> Dirichlet(torch.tensor([1.0, 2.0])).mean
+    tensor([0.3333, 0.6667])
+    """
+
+    def __init__(self, concentration: Tensor, validate_args: bool | None = None) -> None:
+        refuse_half("Dirichlet", concentration=concentration)
+        super().__init__(concentration, validate_args=validate_args)
+
+    def _log_draw(self, sample_shape: Size | tuple[int, ...]) -> Tensor:
+        alpha = self.concentration.expand(self._extended_shape(Size(sample_shape)))
+        rest = alpha.double().sum(-1, keepdim=True) - alpha
+        with torch.no_grad():
+            parts = draw_log_gamma(alpha.detach())
+            logit = _logits(torch.log_softmax(parts, -1))
+        rule = beta.slope_rule(alpha.dtype)
+
+        def partials(
+            needed: tuple[bool, ...],
+            out: Tensor,
+            alpha: Tensor,
+            parts: Tensor,
+            rest: Tensor,
+            logit: Tensor,
+        ) -> tuple:
+            return beta._near(alpha, rest, logit, rule, (True, False))[1], None, None, None
+
+        def attach(logit: Tensor) -> Tensor:
+            inputs = (alpha, parts, rest, logit)
+            value = known(lambda a, p, r, y: p.clone(), partials, *inputs, rules=(None, rule))
+            return torch.log_softmax(value, -1)
+
+        # the second pass gives the derivative of the derivative; the first is cheap until then
+        return attach(_logits(attach(logit)) if torch.is_grad_enabled() else logit)
+
+    def rsample_log(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
+        """Draw log x, which neither underflows nor piles up at any concentration."""
+        return self._log_draw(sample_shape).to(self.concentration.dtype)
+
+    def rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
+        dtype = self.concentration.dtype
+
+        def value(log_x: Tensor) -> Tensor:
+            return log_x.exp().clamp_min(torch.finfo(dtype).tiny)
+
+        def partials(needed: tuple[bool, ...], x: Tensor, log_x: Tensor) -> tuple:
+            return (log_x.exp(),)
+
+        return known(value, partials, self._log_draw(sample_shape), dtype=dtype)
+
+    def _score(self, value: Tensor) -> Tensor:
+        alpha = self.concentration
+        total = alpha.sum(-1)
+        dtype = result_dtype(alpha, value)
+
+        def parts(a: Tensor, total: Tensor, x: Tensor) -> Tensor:
+            return kernel(a, total, x, dtype == torch.float32)
+
+        terms = known(parts, kernel_slopes, alpha, total.unsqueeze(-1), value)
+        terms = terms + log_norm(alpha, torch.float64, dtype == torch.float32)
+        miss = value.double().sum(-1) - 1
+        score = terms.sum(-1) + total * miss - log_norm(total, torch.float64)
+        inside = (value >= 0).all(-1) & (miss.abs() < 1e-4)
+        return torch.where(inside | miss.isnan(), score, -math.inf).to(dtype)
+
+    @property
+    def mode(self) -> Tensor:
+        """The mode; NaN where no concentration exceeds 1: several corners, or none."""
+        excess = (self.concentration - 1).clamp_min(0)
+        return excess / excess.sum(-1, keepdim=True)
+
+    def entropy(self) -> Tensor:
+        """Return the differential entropy; nothing cancels at large concentrations."""
+        a = self.concentration.double()
+        n, k = a.sum(-1), a.shape[-1]
+        terms = 0.5 * a.log() + stirling(a) + (a - 1) * (0.5 / a - stirling_slope(a))
+        whole = 0.5 * (k - 1) * math.log(2 * math.pi) - (k - 0.5) * n.log() - stirling(n)
+        rest = (n - k) * (0.5 / n - stirling_slope(n))
+        return (terms.sum(-1) + whole - rest).to(self.concentration.dtype)
+
+
+def _logits(log_x: Tensor) -> Tensor:
+    """Return logit x of every component, from the others where x is near 1."""
+    top = log_x > -math.log(2)
+    others = torch.logsumexp(log_x.masked_fill(top, -math.inf), -1, keepdim=True)
+    low = torch.log1p(-torch.where(top, -1.0, log_x).exp())
+    return (log_x - torch.where(top, others, low)).clamp(-1e5, 1e5)
+
+
+class FisherSnedecor(Univariate, dist.FisherSnedecor):
+    r"""Fisher-Snedecor F: :math:`x = (\chi^2_{d_1}/d_1) / (\chi^2_{d_2}/d_2)`.
+
+    Args:
+        df1: degrees of freedom of the numerator.
+        df2: degrees of freedom of the denominator.
+
+    >>> FisherSnedecor(2.0, 2.0).cdf(torch.tensor(1.0))
+    tensor(0.5000)
+    """
+
+    def __init__(
+        self, df1: Number | Tensor, df2: Number | Tensor, validate_args: bool | None = None
+    ) -> None:
+        refuse_half("FisherSnedecor", df1=df1, df2=df2)
+        self.df1, self.df2 = broadcast_all(df1, df2)
+        self._gamma1 = dist.Gamma(self.df1 / 2, self.df1, validate_args=False)
+        self._gamma2 = dist.Gamma(self.df2 / 2, self.df2, validate_args=False)
+        # past torch's constructor, whose inner Gammas are validated come what may
+        super(td.FisherSnedecor, self).__init__(self.df1.shape, validate_args=validate_args)
+
+    def _shift(self) -> Tensor:
+        return self.df2.double().log() - self.df1.double().log()
+
+    def _log_draw(self, sample_shape: Size | tuple[int, ...]) -> Tensor:
+        shape = self._extended_shape(Size(sample_shape))
+        return sample_logit_beta(self.df1.expand(shape) / 2, self.df2 / 2) + self._shift()
+
+    def rsample_log(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
+        """Draw log x, which neither underflows nor overflows."""
+        return self._log_draw(sample_shape).to(self.df1.dtype)
+
+    def rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
+        info = torch.finfo(self.df1.dtype)
+        log_x = self._log_draw(sample_shape)
+        return log_x.clamp(math.log(info.tiny), math.log(info.max)).exp().to(self.df1.dtype)
+
+    def _logit(self, value: Tensor) -> Tensor:
+        safe = torch.where(value > 0, value, 1.0).double()
+        return torch.where(value > 0, safe.log() - self._shift(), -math.inf)
+
+    def _score(self, value: Tensor) -> Tensor:
+        inside = (value > 0) & (value < math.inf)
+        safe = torch.where(inside, value, 1.0)
+        score = beta.log_beta_density(self.df1 / 2, self.df2 / 2, self._logit(safe))
+        score = score - safe.double().log()
+        edge = torch.where(self.df1 < 2, math.inf, -math.inf)
+        outside = torch.where(value == 0, torch.where(self.df1 == 2, 0.0, edge), -math.inf)
+        outside = torch.where(value.isnan(), math.nan, outside)
+        return torch.where(inside, score, outside).to(result_dtype(self.df1, value))
+
+    def _tail(self, value: Tensor, log: bool, lower: bool) -> Tensor:
+        y = self._logit(value)
+        tail = beta._tail_function(self.df1 / 2, self.df2 / 2, y, log, lower, logit=True)
+        return tail.to(result_dtype(self.df1, value))
+
+    def _quantile(self, u: Tensor, lower: bool) -> Tensor:
+        y = beta._inverse(self.df1 / 2, self.df2 / 2, u.double(), lower, logit=True)
+        return torch.exp(y + self._shift()).to(result_dtype(self.df1, u))
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean; infinite where df2 <= 2."""
+        finite = self.df2 > 2
+        return torch.where(finite, self.df2 / torch.where(finite, self.df2 - 2, 1.0), math.inf)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance; infinite where 2 < df2 <= 4, undefined (NaN) below."""
+        d1, d2 = self.df1, torch.where(self.df2 > 4, self.df2, 5.0)
+        inner = 2 * (d2 / (d2 - 2)).square() * (d1 + d2 - 2) / (d1 * (d2 - 4))
+        rest = torch.where(self.df2 > 2, math.inf, math.nan).to(inner.dtype)
+        return torch.where(self.df2 > 4, inner, rest)
+
+    @property
+    def mode(self) -> Tensor:
+        return (1 - 2 / self.df1).clamp_min(0) * self.df2 / (self.df2 + 2)
+
+    def entropy(self) -> Tensor:
+        """Return the differential entropy, torch has none."""
+        a, b = self.df1.double() / 2, self.df2.double() / 2
+        n = a + b
+        whole = 0.5 * (n.log() - a.log() - b.log() + math.log(2 * math.pi)) + 0.5
+        ratio = stirling_slope(a) - 0.5 / a - stirling_slope(b) + 0.5 / b
+        parts = _remainder(a) + _remainder(b) - _remainder(n)
+        return (whole + parts + ratio).to(self.df1.dtype)

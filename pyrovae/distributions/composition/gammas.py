@@ -1,0 +1,234 @@
+r"""Gamma, Erlang and Chi2: log-space draws, implicit gradients, both tails.
+
+.. math:: \log q(z) = a\log(\lambda z) - \lambda z - \log\Gamma(a) - \log z, \qquad z > 0.
+
+A draw is :math:`z = e^{y}/\lambda` with :math:`\log G(a) = \log G(a + 1) - E/a` for a < 1, and
+its derivative in the concentration is :math:`z\,dy/da`, :math:`dy/da = -\partial_a F/f` (Figurnov
+et al., 2018, arXiv 1805.08498), accurate to the dtype where torch's is good to 5e-4. For an
+integer a the draw is the sum of a exponentials.
+"""
+
+from __future__ import annotations
+
+import math
+from numbers import Number
+
+import pyro.distributions as dist
+import torch
+from torch import Size, Tensor
+from torch.distributions import constraints
+
+from pyrovae.distributions.base import EMPTY
+from pyrovae.distributions.composition.contract import Univariate, refuse_half
+from pyrovae.distributions.special import (
+    gammainc,
+    gammaincc,
+    gammainccinv,
+    gammaincinv,
+    log_gammainc,
+    log_gammaincc,
+    sample_log_gamma,
+    stirling,
+    stirling_slope,
+)
+from pyrovae.distributions.special.incomplete_gamma import _tail, slope_rule
+from pyrovae.distributions.special.quadrature import known, result_dtype
+from pyrovae.distributions.special.stirling import log_ratio_minus
+
+__all__ = ["Chi2", "Erlang", "Gamma", "kernel", "kernel_slopes", "log_norm"]
+
+
+def kernel(a: Tensor, rate: Tensor, z: Tensor, quick: bool) -> Tensor:
+    """Return :math:`a log(x/a) - (x - a) - log z` with x = rate z, its limits at 0; float64."""
+    inside = (z > 0) & (z < math.inf)
+    safe = torch.where(inside, z, 1.0)
+    ratio = rate * safe / a
+    body = a * log_ratio_minus(ratio.log(), ratio - 1, quick) - safe.log()
+    edge = torch.where(a == 1, rate.log() + 1, torch.where(a < 1, math.inf, -math.inf))
+    outside = torch.where(z == 0, edge, torch.where(z.isnan(), z, -math.inf))
+    return torch.where(inside, body, outside)
+
+
+def kernel_slopes(
+    needed: tuple[bool, ...], out: Tensor, a: Tensor, rate: Tensor, z: Tensor
+) -> tuple:
+    """Return the partial derivatives of `kernel`, finite outside of the support."""
+    safe = torch.where((z > 0) & (z < math.inf), z, a / rate)
+    per_a = (rate * safe / a).log() if needed[0] else None
+    return per_a, a / rate - safe, (a - 1) / safe - rate
+
+
+def _scale_slopes(needed: tuple[bool, ...], z: Tensor, y: Tensor, rate: Tensor) -> tuple:
+    return z, -z / rate
+
+
+def log_norm(a: Tensor, dtype: torch.dtype, quick: bool | None = None) -> Tensor:
+    """Return :math:`a log a - a - log Gamma(a)`, at most of the order of log a."""
+    quick = dtype == torch.float32 if quick is None else quick
+
+    def value(a: Tensor) -> Tensor:
+        return 0.5 * (a / (2 * math.pi)).log() - stirling(a, quick)
+
+    def partials(needed: tuple[bool, ...], out: Tensor, a: Tensor) -> tuple:
+        return (0.5 / a - stirling_slope(a, quick),)
+
+    return known(value, partials, a, dtype=dtype)
+
+
+class _GammaMethods(Univariate):
+    """Everything that a concentration and a rate determine."""
+
+    concentration: Tensor
+    rate: Tensor
+
+    # -- draws ------------------------------------------------------------------------------------
+
+    def _log_draw(self, shape: Size) -> Tensor:
+        return sample_log_gamma(self.concentration.expand(shape))
+
+    def rsample_log(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
+        """Draw log z, which neither underflows nor piles up at any concentration."""
+        draw = self._log_draw(self._extended_shape(Size(sample_shape)))
+        return (draw - self.rate.double().log()).to(self.rate.dtype)
+
+    def rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
+        draw = self._log_draw(self._extended_shape(Size(sample_shape)))
+        info = torch.finfo(self.rate.dtype)
+
+        def value(y: Tensor, rate: Tensor) -> Tensor:
+            return (y.exp() / rate).clamp(info.tiny, info.max)
+
+        return known(value, _scale_slopes, draw, self.rate, dtype=self.rate.dtype)
+
+    # -- density ----------------------------------------------------------------------------------
+
+    def _score(self, value: Tensor) -> Tensor:
+        a, rate = self.concentration, self.rate
+        dtype = result_dtype(a, value)
+        quick = dtype == torch.float32
+
+        def value_(a: Tensor, rate: Tensor, z: Tensor) -> Tensor:
+            return kernel(a, rate, z, quick)
+
+        return known(value_, kernel_slopes, a, rate, value, dtype=dtype) + log_norm(a, dtype)
+
+    def _tail(self, value: Tensor, log: bool, lower: bool) -> Tensor:
+        table = {
+            (False, True): gammainc,
+            (False, False): gammaincc,
+            (True, True): log_gammainc,
+            (True, False): log_gammaincc,
+        }
+        a, x = self.concentration, value.double() * self.rate.double()
+        return table[log, lower](a, x).to(torch.promote_types(a.dtype, value.dtype))
+
+    def _quantile(self, u: Tensor, lower: bool) -> Tensor:
+        return (gammaincinv if lower else gammainccinv)(self.concentration, u) / self.rate
+
+    # -- moments ----------------------------------------------------------------------------------
+
+    @property
+    def mode(self) -> Tensor:
+        return (self.concentration - 1).clamp_min(0) / self.rate
+
+    def entropy(self) -> Tensor:
+        """Return the differential entropy; nothing cancels at large concentrations."""
+        a = self.concentration.double()
+        slope = stirling_slope(a)
+        whole = 0.5 * a.log() + 0.5 * math.log(2 * math.pi) + 0.5 + stirling(a)
+        rest = whole - 0.5 / a + (1 - a) * slope - self.rate.double().log()
+        return rest.to(self.concentration.dtype)
+
+
+class Gamma(_GammaMethods, dist.Gamma):
+    r"""Gamma(a, rate): :math:`q(z) \propto z^{a - 1} e^{-\lambda z}`.
+
+    Draws come from log space, so that no concentration piles them up; `rsample_log` gives log z
+    itself. The pathwise gradient is right to 1e-6 (float32) and 1e-10 (float64) relative, twice
+    differentiable.
+
+    Args:
+        concentration: a > 0.
+        rate: :math:`\lambda > 0`.
+
+    >>> Gamma(2.0, 1.0).log_prob(torch.tensor(1.0))
+    tensor(-1.)
+    """
+
+    def __init__(
+        self,
+        concentration: Number | Tensor,
+        rate: Number | Tensor,
+        validate_args: bool | None = None,
+    ) -> None:
+        refuse_half(type(self).__name__, concentration=concentration, rate=rate)
+        super().__init__(concentration, rate, validate_args=validate_args)
+
+
+class Erlang(_GammaMethods, dist.Gamma):
+    r"""Erlang(k, rate): the sum of k exponentials, a Gamma of integer concentration.
+
+    Args:
+        concentration: k, a positive integer (number or tensor). Its gradient is the Gamma's.
+        rate: :math:`\lambda > 0`.
+
+    Raises:
+        ValueError: a concentration that is not a positive integer.
+
+    >>> Erlang(3, 2.0).mean
+    tensor(1.5000)
+    """
+
+    arg_constraints = {
+        "concentration": constraints.positive_integer,
+        "rate": constraints.positive,
+    }
+    most_terms = 32
+
+    def __init__(
+        self,
+        concentration: Number | Tensor,
+        rate: Number | Tensor,
+        validate_args: bool | None = None,
+    ) -> None:
+        refuse_half("Erlang", concentration=concentration, rate=rate)
+        if isinstance(rate, Tensor):
+            concentration = torch.as_tensor(concentration, dtype=rate.dtype, device=rate.device)
+        elif isinstance(concentration, Tensor) and not concentration.is_floating_point():
+            concentration = concentration.to(torch.get_default_dtype())
+        super().__init__(concentration, rate, validate_args=validate_args)
+
+    def _log_draw(self, shape: Size) -> Tensor:
+        """Sum exponentials while they are few; otherwise draw the Gamma they add up to."""
+        terms = int(self.concentration.max()) if self.concentration.numel() else 0
+        if terms > self.most_terms:
+            return super()._log_draw(shape)
+        dtype = self.concentration.dtype
+        rule = slope_rule(dtype)
+
+        def value(k: Tensor) -> Tensor:
+            total = torch.zeros_like(k, dtype=dtype)
+            for j in range(terms):
+                draw = torch.empty_like(total).exponential_()
+                total = total + torch.where(k > j, draw, 0.0)
+            return total.clamp_min(torch.finfo(dtype).tiny).double().log()
+
+        def partials(needed: tuple[bool, ...], y: Tensor, k: Tensor) -> tuple:
+            return (_tail(k, y, rule)[1],)
+
+        return known(value, partials, self.concentration.expand(shape), rules=(None, rule))
+
+
+class Chi2(_GammaMethods, dist.Chi2):
+    r"""Chi-squared with df degrees of freedom: Gamma(df/2, 1/2).
+
+    Args:
+        df: :math:`\nu > 0`.
+
+    >>> Chi2(2.0).cdf(torch.tensor(2.0))
+    tensor(0.6321)
+    """
+
+    def __init__(self, df: Number | Tensor, validate_args: bool | None = None) -> None:
+        refuse_half("Chi2", df=df)
+        super().__init__(df, validate_args=validate_args)

@@ -653,3 +653,11 @@ def test_no_data_plate_comes_with_the_fix():
 def test_bad_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         short(vae(), programs.data(), **options)
+
+
+def test_data_on_another_device_are_refused_by_the_programs():
+    net = vae()
+    with pytest.raises(ValueError, match="the data are on meta, the networks on cpu; use vae.to"):
+        net.guide(programs.data().to("meta"))
+    with pytest.raises(ValueError, match="mixed devices: .* on cpu, .* on meta"):
+        short(net, (programs.data(), programs.data().to("meta")))

@@ -52,6 +52,7 @@ from pyrovae.distributions.kumaraswamy import Kumaraswamy
 from pyrovae.distributions.lifetimes import Exponential, Gompertz, Pareto, Rayleigh, Weibull
 from pyrovae.distributions.location_scale import Cauchy, Gumbel, Laplace, Logistic, Normal
 from pyrovae.distributions.stable import (
+    EULER,
     expm1_minus,
     langevin,
     lgamma1p,
@@ -70,6 +71,22 @@ def _relative(a: Tensor, b: Tensor) -> Tensor:
     return (a - b) / b
 
 
+def _log_gap(a: Tensor, b: Tensor) -> Tensor:
+    r"""Return :math:`r - 1 - \log r \ge 0`, r = a / b: near r = 1 as near r = 0."""
+    x = _relative(a, b)
+    near = x.abs() < 0.4
+    return torch.where(near, minus_log1p(torch.where(near, x, 0.0)), x - (a.log() - b.log()))
+
+
+def _log_gap_squared(a: Tensor, b: Tensor) -> Tensor:
+    r"""Return :math:`(r^2 - 1) / 2 - \log r \ge 0`, r = a / b, likewise."""
+    x = _relative(a, b)
+    y = x * (2 + x)
+    near = y.abs() < 0.4
+    series = 0.5 * minus_log1p(torch.where(near, y, 0.0))
+    return torch.where(near, series, 0.5 * y - (a.log() - b.log()))
+
+
 @register_kl(Normal, td.Normal)
 def _normal_normal(p: Normal, q: td.Normal) -> Tensor:
     away = (p.loc - q.loc) / q.scale
@@ -81,14 +98,13 @@ def _normal_normal(p: Normal, q: td.Normal) -> Tensor:
         x = (a.double() - b) / b
         scales = torch.addcmul(x - x.log1p(), x, x, value=0.5).to(away.dtype)
         return torch.addcmul(scales, away, away, value=0.5)
-    x = _relative(a, b)
-    return 0.5 * (minus_log1p(x * (2 + x)) + away.square())
+    return _log_gap_squared(a, b) + 0.5 * away.square()
 
 
 @register_kl(Laplace, td.Laplace)
 def _laplace_laplace(p: Laplace, q: td.Laplace) -> Tensor:
-    x = _relative(p.scale, q.scale)
-    return minus_log1p(x) + (1 + x) * expm1_minus(-(p.loc - q.loc).abs() / p.scale)
+    away = p.scale / q.scale
+    return _log_gap(p.scale, q.scale) + away * expm1_minus(-(p.loc - q.loc).abs() / p.scale)
 
 
 @register_kl(Cauchy, td.Cauchy)
@@ -100,7 +116,10 @@ def _cauchy_cauchy(p: Cauchy, q: td.Cauchy) -> Tensor:
 def _extreme(shift: Tensor, ratio: Tensor, gap: Tensor) -> Tensor:
     """KL of Gumbels: shift (mu_q - mu_p) / s_q, ratio r = s_p / s_q, gap r - 1."""
     # lgamma(r) + gamma (r - 1) is h at r - 1; with w = shift + lgamma(1 + r) the rest is g(w)
-    return expm1_minus(shift + torch.lgamma(1 + ratio)) + lgamma1p(gap)
+    near = gap.abs() < 0.4
+    series = lgamma1p(torch.where(near, gap, 0.0))
+    h = torch.where(near, series, torch.lgamma(ratio) + EULER * gap)
+    return expm1_minus(shift + torch.lgamma(1 + ratio)) + h
 
 
 @register_kl(Gumbel, td.Gumbel)
@@ -136,26 +155,25 @@ def _weibull_exponential(p: Weibull, q: td.Exponential) -> Tensor:
 
 @register_kl(Rayleigh, Rayleigh)
 def _rayleigh_rayleigh(p: Rayleigh, q: Rayleigh) -> Tensor:
-    x = _relative(p.scale, q.scale)
-    return minus_log1p(x * (2 + x))
+    return 2 * _log_gap_squared(p.scale, q.scale)
 
 
 @register_kl(Exponential, td.Exponential)
 def _exponential_exponential(p: Exponential, q: td.Exponential) -> Tensor:
-    return minus_log1p(_relative(q.rate, p.rate))
+    return _log_gap(q.rate, p.rate)
 
 
 @register_kl(Exponential, td.Gamma)
 def _exponential_gamma(p: Exponential, q: td.Gamma) -> Tensor:
-    x, more = _relative(q.rate, p.rate), q.concentration - 1
-    return (minus_log1p(x) - more * _log_ratio(q.rate, p.rate) + lgamma1p(more)).clamp_min(0)
+    gap, more = _log_gap(q.rate, p.rate), q.concentration - 1
+    return (gap - more * _log_ratio(q.rate, p.rate) + lgamma1p(more)).clamp_min(0)
 
 
 @register_kl(Pareto, td.Pareto)
 def _pareto_pareto(p: Pareto, q: td.Pareto) -> Tensor:
     inside = p.scale >= q.scale
     start = q.alpha * _log_ratio(torch.where(inside, p.scale, q.scale), q.scale)
-    return torch.where(inside, minus_log1p(_relative(q.alpha, p.alpha)) + start, math.inf)
+    return torch.where(inside, _log_gap(q.alpha, p.alpha) + start, math.inf)
 
 
 @register_kl(Uniform, td.Uniform)
@@ -288,10 +306,10 @@ def _multivariate_normal_units(p: td.MultivariateNormal, q: td.Independent) -> T
     base = _normal_units(p, q)
     root = p.scale_tril / base.scale.unsqueeze(-1)
     diagonal = p.scale_tril.diagonal(dim1=-2, dim2=-1)
-    x = _relative(diagonal, base.scale)
     below = root.tril(-1).square().sum((-2, -1))
     away = ((p.loc - base.loc) / base.scale).square()
-    return 0.5 * (below + (minus_log1p(x * (2 + x)) + away).sum(-1))
+    gaps = _log_gap_squared(diagonal, base.scale)
+    return 0.5 * below + (gaps + 0.5 * away).sum(-1)
 
 
 @register_kl(Elliptical, td.Independent)

@@ -10,6 +10,7 @@ from torch.distributions import kl_divergence
 
 from pyrovae import distributions as D
 from pyrovae.distributions import radial
+from pyrovae.distributions.stable import EULER
 
 
 def T(value):
@@ -211,3 +212,37 @@ def test_elliptical_against_independent_normals(law):
     terms = score - q.log_prob(z)
     exact = kl_divergence(p, q)
     assert (terms.mean() - exact).abs() < 6 * terms.std() / np.sqrt(len(terms))
+
+
+@pytest.mark.parametrize("ratio", [1e-2, 1e-4, 1e-6, 1e-8])
+@pytest.mark.parametrize(
+    ("family", "parameters"),
+    [
+        (D.Normal, ("loc", "scale")),
+        (D.Laplace, ("loc", "scale")),
+        (D.Gumbel, ("loc", "scale")),
+        (D.Rayleigh, ("scale",)),
+        (D.Exponential, ("rate",)),
+    ],
+)
+def test_far_narrower_than_the_prior_in_float32_and_float64(family, parameters, ratio):
+    """1 + (r - 1) has lost r long before: the logarithm of a small ratio keeps all its digits."""
+    if family is D.Exponential:
+        exact = ratio - 1 - math.log(ratio)
+        given = {"rate": 1 / ratio}
+    else:
+        given = {"scale": ratio} | ({"loc": 0.0} if "loc" in parameters else {})
+        log = math.log(ratio)
+        exact = {
+            D.Normal: (ratio**2 - 1) / 2 - log,
+            D.Laplace: ratio - 1 - log,
+            D.Gumbel: math.gamma(1 + ratio) - 1 - log - EULER * (1 - ratio),
+            D.Rayleigh: ratio**2 - 1 - 2 * log,
+        }[family]
+    unit = {name: 0.0 if name == "loc" else 1.0 for name in parameters}
+    for dtype, rtol in ((torch.float32, 1e-6), (torch.float64, 1e-12)):
+        p, q = (
+            family(**{k: torch.tensor(v, dtype=dtype) for k, v in values.items()})
+            for values in (given, unit)
+        )
+        assert kl_divergence(p, q).item() == pytest.approx(exact, rel=rtol)

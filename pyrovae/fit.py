@@ -72,7 +72,8 @@ def fit(
         data: A tensor `[N, ...]`, a tuple of tensors (the model's arguments), a dict (its keyword
             arguments), a :class:`pyrovae.datasets.Dataset`, the name of a data set, a path to a
             ``.npy`` or ``.npz`` file, or a ``DataLoader``.
-        objective: A pyrovae objective or one of Pyro's losses. Default :class:`pyrovae.ELBO`.
+        objective: A pyrovae objective, or Pyro's ``Trace_ELBO``, ``TraceMeanField_ELBO``,
+            ``TraceGraph_ELBO`` or ``TraceEnum_ELBO``. Default :class:`pyrovae.ELBO`.
         schedule: Which role steps when. Default: both on every batch.
         optimizer: ``params -> torch.optim.Optimizer``, called with all parameters. Default: fused
             Adam with learning rate 1e-3.
@@ -96,7 +97,7 @@ def fit(
         progress: Show a progress bar; by default if standard error is a terminal.
 
     Returns:
-        The trained programs with their history.
+        The trained programs with their history. Their networks are left in evaluation mode.
 
     Raises:
         ValueError: Data that are empty, not finite, or outside the likelihood's support;

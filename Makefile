@@ -13,7 +13,7 @@ BIN := .venv/bin
 READY := .venv/ready
 # One script a question; a leading underscore marks what the scripts share. Half an hour of MNIST
 # is run by itself: python benchmarks/mnist_nll.py
-BENCHMARKS := $(filter-out benchmarks/_% benchmarks/mnist_nll.py,$(wildcard benchmarks/*.py))
+BENCHMARKS := $(filter-out benchmarks/_% benchmarks/mnist_%,$(wildcard benchmarks/*.py))
 TUTORIALS := $(wildcard tutorials/*.ipynb)
 
 .PHONY: help demo test test-slow bench tutorials lint clean

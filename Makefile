@@ -11,8 +11,8 @@ export PYROVAE_DATA
 
 BIN := .venv/bin
 READY := .venv/ready
-# One script a question; a leading underscore marks what the scripts share. Half an hour of MNIST
-# is run by itself: python benchmarks/mnist_nll.py
+# One script a question; a leading underscore marks what the scripts share. Half an hour or
+# more of MNIST is run by itself: python benchmarks/mnist_nll.py, benchmarks/mnist_posteriors.py
 BENCHMARKS := $(filter-out benchmarks/_% benchmarks/mnist_%,$(wildcard benchmarks/*.py))
 TUTORIALS := $(wildcard tutorials/*.ipynb)
 

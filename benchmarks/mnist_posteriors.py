@@ -171,7 +171,8 @@ def table() -> str:
         "median k-hat | k-hat too high |",
         "|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for (dim, name), group in sorted(groups.items(), key=lambda g: (g[0][0], order.index(g[0][1]))):
+    for dim, name in sorted(groups, key=lambda key: (key[0], order.index(key[1]))):
+        group = groups[dim, name]
         bar = PUBLISHED.get(name, {}).get(dim)
         bound = ">= " if any(row["lower_bound"] for row in group) else ""
         cells = [

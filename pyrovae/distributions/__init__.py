@@ -5,6 +5,7 @@ r"""Distributions: reparameterizable families for posteriors, and fast ones for 
 * inverse cdf: `Exponential`, `Weibull`, `Rayleigh`, `Pareto`, `Gompertz`, `Kumaraswamy`, and on an
   interval `Uniform`, `Reciprocal`, `Triangular`;
 * compositions: `Gamma`, `Erlang`, `Chi2`, `LogNormal`, `Beta`, `Dirichlet`, `FisherSnedecor`;
+* directions: `VonMises` for angles;
 * likelihoods: `Bernoulli`, `Binomial` (summed over the event), `ContinuousBernoulli`;
 * for authors of families: `Reparameterized`, `LocationScale`, `InverseCDF`, `Composition`;
 * for whole distributions: `Reshaped`, `map_tensors`;
@@ -21,7 +22,7 @@ import difflib
 
 from pyro.distributions import MultivariateNormal
 
-from pyrovae.distributions import kl, kl_gamma, radial
+from pyrovae.distributions import kl, kl_directional, kl_gamma, radial
 from pyrovae.distributions.base import Composition, Reparameterized
 from pyrovae.distributions.composition import (
     Beta,
@@ -35,6 +36,7 @@ from pyrovae.distributions.composition import (
 )
 from pyrovae.distributions.continuous_bernoulli import ContinuousBernoulli
 from pyrovae.distributions.counts import Bernoulli, Binomial
+from pyrovae.distributions.directional import VonMises
 from pyrovae.distributions.elliptical import Elliptical
 from pyrovae.distributions.interval import Reciprocal, Triangular, Uniform
 from pyrovae.distributions.inverse_cdf import Hazard, InverseCDF
@@ -78,6 +80,7 @@ _FAMILIES: tuple[type, ...] = (
     Dirichlet,
     MultivariateNormal,
     Elliptical,
+    VonMises,
 )
 
 __all__ = [
@@ -113,9 +116,11 @@ __all__ = [
     "StudentT",
     "Triangular",
     "Uniform",
+    "VonMises",
     "Weibull",
     "default_prior",
     "kl",
+    "kl_directional",
     "kl_gamma",
     "lookup",
     "map_tensors",

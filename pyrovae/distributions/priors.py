@@ -17,6 +17,7 @@ exceed 2, for instance), or for its draws to be finite in float32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
+from pyrovae.distributions.directional import VonMises, circle
 from pyrovae.distributions.elliptical import Elliptical
 from pyrovae.distributions.interval import Reciprocal, Triangular, Uniform
 from pyrovae.distributions.kumaraswamy import Kumaraswamy
@@ -166,6 +168,12 @@ _ROWS: dict[type, Row] = {
         _normal,
         "independent Normal(0, 1): the same support and a closed KL where the radial law has a "
         "variance; radial laws with tails of exp(-r) and heavier cover it",
+    ),
+    VonMises: Row(
+        lambda zero: Uniform(zero - math.pi, zero + math.pi),
+        "uniform on the circle, the von Mises law of concentration 0: the KL is closed, and p/q "
+        "is bounded by exp(2 concentration)",
+        finite={"loc": circle},  # an angle from two numbers, so that a network can go around
     ),
     dist.Dirichlet: Row(
         lambda zero: dist.Dirichlet(torch.ones_like(zero)),

@@ -35,7 +35,7 @@ from torch.distributions import Distribution
 from pyrovae import distributions
 from pyrovae.distributions import Normal, default_prior, map_tensors, posterior_domains
 from pyrovae.models.likelihoods import likelihood_head
-from pyrovae.nn import MLP, Head, as_shape
+from pyrovae.nn import MLP, Head, OnCircle, as_shape, is_circle
 
 __all__ = ["VAE"]
 
@@ -62,7 +62,8 @@ class VAE(nn.Module):
         likelihood_args: arguments of the likelihood, `{"total_count": 16}`.
         encoder: a module `[..., *data_shape]` to a distribution of z, instead of the MLP; end it
             with :class:`pyrovae.nn.Head`.
-        decoder: a module `[..., *latent]` to a distribution of x, instead of the MLP.
+        decoder: a module `[..., *latent]` to a distribution of x, instead of the MLP. The MLP
+            reads angles (a VonMises latent) through :class:`pyrovae.nn.OnCircle`; so should this.
         data_mean: mean of the data; the decoder's output starts there.
         init: "glorot" or "normal" (N(0, 0.01), as Kingma and Welling).
 
@@ -133,8 +134,12 @@ class VAE(nn.Module):
             )
             encoder = nn.Sequential(net, head)
         if decoder is None:
-            net = MLP(self.latent_shape, widths[::-1], activation=activation, init=init)
+            *lead, last = self.latent_shape
+            angles = is_circle(getattr(family, "support", None))  # read as points, not as numbers
+            seen = (*lead, 2 * last) if angles else self.latent_shape
+            net = MLP(seen, widths[::-1], activation=activation, init=init)
             decoder = nn.Sequential(
+                *([OnCircle()] if angles else []),
                 net,
                 likelihood_head(
                     likelihood,

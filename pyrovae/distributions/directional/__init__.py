@@ -1,0 +1,5 @@
+"""Directional families: laws of angles and of unit vectors."""
+
+from pyrovae.distributions.directional.circle import VonMises, circle
+
+__all__ = ["VonMises", "circle"]

@@ -96,9 +96,8 @@ def _angle(a: Tensor) -> Tensor:
 def is_circle(domain: Any) -> bool:
     """Whether a constraint is the angles from -pi to pi, whose ends are one point."""
     low, high = (getattr(domain, name, None) for name in ("lower_bound", "upper_bound"))
-    return (
-        isinstance(low, float) and isinstance(high, float) and (low, high) == (-math.pi, math.pi)
-    )
+    numbers = isinstance(low, float) and isinstance(high, float)
+    return numbers and (low, high) == (-math.pi, math.pi)
 
 
 def tril(a: Tensor, n: int) -> Tensor:

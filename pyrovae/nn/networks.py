@@ -130,8 +130,8 @@ class Fold(nn.Module):
 class OnCircle(nn.Module):
     r"""Angles as points of the plane: :math:`z \mapsto (\cos z, \sin z)`.
 
-    To a network that reads an angle as a number, :math:`-\pi` and :math:`\pi` are far apart; to one
-    that reads the point they are the same. `[..., n]` becomes `[..., 2 n]`, cosines first.
+    To a network that reads an angle as a number, :math:`-\pi` and :math:`\pi` are far apart; to
+    one that reads the point they are the same. `[..., n]` becomes `[..., 2 n]`, cosines first.
 
     >>> import torch
     >>> OnCircle()(torch.tensor([0.0, torch.pi / 2])).round().tolist()

@@ -5,6 +5,11 @@ r"""The von Mises law of angles.
 Angles are numbers between :math:`-\pi` and :math:`\pi` here, and :math:`\pm\pi` is one point: a
 network that reads z should read :math:`(\cos z, \sin z)`, as :class:`pyrovae.nn.OnCircle` does and
 :class:`pyrovae.models.VAE` with it.
+
+Draws come from the rejection of Best and Fisher (1979), Applied Statistics 28, in half angles:
+the wrapped Cauchy proposal is :math:`\tan\tfrac\theta2 = g\tan\phi`, :math:`\phi` uniform, with
+:math:`g^{-2} = 2\kappa + \sqrt{1 + 4\kappa^2}`, which needs few digits at any :math:`\kappa`. At
+least 0.65 of the proposals are accepted.
 """
 
 from __future__ import annotations
@@ -18,13 +23,14 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import constraints
 
-from pyrovae.distributions.base import EMPTY
+from pyrovae.distributions.base import EMPTY, can_look
 from pyrovae.distributions.inverse_cdf import InverseCDF
 from pyrovae.distributions.special.bessel import bessel_information, bessel_ratio_complement
-from pyrovae.distributions.special.von_mises import log_von_mises_density, sample_von_mises
+from pyrovae.distributions.special.von_mises import log_von_mises_density, pathwise_von_mises
 
 __all__ = ["VonMises", "circle"]
 
+_PROPOSALS = 24  # that none is accepted, where no loop can look, has probability 1e-11
 #: the angles; both ends are the same point
 circle = constraints.interval(-math.pi, math.pi)
 
@@ -59,7 +65,33 @@ class VonMises(InverseCDF, dist.VonMises):
         super().__init__(loc=loc, concentration=concentration, validate_args=validate_args)
 
     def _noise(self, shape: Size) -> Tensor:
-        return sample_von_mises(self.concentration.expand(shape))
+        return pathwise_von_mises(self._draw, self.concentration.expand(shape))
+
+    def _draw(self, concentration: Tensor) -> Tensor:
+        """Draw one angle about 0 for each concentration; in a graph from 24 proposals each."""
+        theta, done = self._propose(concentration)
+        if not can_look():
+            for _ in range(_PROPOSALS - 1):
+                other, accepted = self._propose(concentration)
+                theta, done = torch.where(done, theta, other), done | accepted
+            return theta
+        shape, theta, concentration = theta.shape, theta.flatten(), concentration.flatten()
+        left = (~done).flatten().nonzero().squeeze(-1)
+        while left.numel():
+            theta[left], accepted = self._propose(concentration[left])
+            left = left[~accepted]
+        return theta.view(shape)
+
+    def _propose(self, concentration: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a wrapped Cauchy angle for each element, and whether it is accepted."""
+        double = 2 * concentration
+        g2 = 1 / (double + torch.hypot(torch.ones_like(double), double))
+        phi = math.pi * (self._uniform(double.shape) - 0.5)
+        sin, cos = phi.sin(), phi.cos()
+        near = g2 * sin * sin
+        excess = 0.5 * (1 + g2) + double * near / (cos * cos + near)
+        accepted = self._exponential(double.shape) >= excess - 1 - excess.log()
+        return 2 * torch.atan2(g2.sqrt() * sin, cos), accepted
 
     def _rsample(self, shape: Size) -> Tensor:
         return _wrap(self.loc + self._noise(shape))

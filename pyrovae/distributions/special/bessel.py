@@ -1,7 +1,7 @@
 r"""Modified Bessel functions as directional densities need them: no overflow, nothing cancels.
 
-For the density :math:`\propto e^{\kappa w}` on the unit sphere in d dimensions, w the cosine to the
-mean and :math:`\nu = d/2 - 1`, all that is needed is
+For the density :math:`\propto e^{\kappa w}` on the unit sphere in d dimensions, w the cosine to
+the mean and :math:`\nu = d/2 - 1`, all that is needed is
 
 .. math::
 
@@ -27,11 +27,12 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from pyrovae.distributions.special.quadrature import known
+from pyrovae.distributions.special.quadrature import integrate, known
 
 __all__ = [
     "Bessel",
@@ -89,20 +90,30 @@ _FIRST = _derivatives(_D, 1)
 _SECOND = _derivatives(_D, 2)
 
 
-def _expand(polys: tuple[tuple[float, ...], ...], t: Tensor, order: float) -> Tensor:
-    r"""Return :math:`\sum_k p_k(t) / \nu^k`, one polynomial in t for a given order."""
-    size = max(len(p) for p in polys)
-    total = torch.zeros_like(t)
-    for i in reversed(range(size)):
-        c = sum(p[i] * order**-k for k, p in enumerate(polys, 1) if i < len(p))
-        total = total * t + c
-    return total
+@lru_cache(maxsize=64)
+def _coefficients(order: float) -> tuple[tuple[float, ...], ...]:
+    r"""Return those of :math:`\sum_k p_k(t) \nu^{-k}`, of p = the quotient, D' and D''."""
+
+    def row(polys: tuple[tuple[float, ...], ...]) -> tuple[float, ...]:
+        return tuple(
+            math.fsum(p[i] * order**-k for k, p in enumerate(polys, 1) if i < len(p))
+            for i in range(3 * _TERMS)
+        )
+
+    return row(_FALL), row(_FIRST), row(_SECOND)
+
+
+def _expand(order: float, t: Tensor) -> Tensor:
+    """Return the three polynomials at t, `[3, ...]`: few operations, whatever their degree."""
+    powers = torch.cat([torch.ones_like(t)[None], t.expand(3 * _TERMS - 1, *t.shape)]).cumprod(0)
+    return integrate(torch.tensor(_coefficients(order), dtype=t.dtype, device=t.device), powers)
 
 
 class Bessel:
     """L, kappa - L, A, 1 - A and A' of one order at `x`, float64: `log gap ratio rest slope`."""
 
     def __init__(self, order: float, x: Tensor) -> None:
+        self.order, self.x = order, x
         steps = max(0, math.ceil(_ORDER - order))
         self._start(order + steps, x)
         for k in reversed(range(steps)):
@@ -113,11 +124,11 @@ class Bessel:
         z = x / order
         root = torch.sqrt(1 + z * z)
         t, s = 1 / root, z * z / (1 + root)
-        tail = 0.5 * torch.log1p(s) + s * t * _expand(_FALL, t, order)
+        fall, first, second = _expand(order, t)
+        tail = 0.5 * torch.log1p(s) + s * t * fall
         bend = torch.log1p(0.5 * s)
         self.log = order * (s - bend) - tail
         self.gap = order * (2 * z / (1 + z + root) + bend) + tail
-        first, second = _expand(_FIRST, t, order), _expand(_SECOND, t, order)
         p = t * t * (0.5 + t * first) / order
         p_slope = t * (1 + t * (3 * first + t * second)) / order
         limit = torch.sqrt(s / (2 + s))
@@ -135,6 +146,78 @@ class Bessel:
         self.rest = (1 - h * self.rest) / grown
         self.ratio = h / grown
 
+    @property
+    def information(self) -> Tensor:
+        near = self.x < 2 * self.order + 2
+        return torch.where(near, self.x * self.ratio - self.log, self.gap - self.x * self.rest)
+
+
+def _far_coefficients(terms: int) -> tuple[float, ...]:
+    r"""Return the a_k of :math:`1 - A_0 = \sum a_k x^{-k}`, from A' = 1 - A^2 - A/x."""
+    a = [0.0, 0.5]
+    for k in range(2, terms + 1):
+        a.append(0.5 * ((k - 2) * a[-1] + sum(a[i] * a[k - i] for i in range(1, k))))
+    return tuple(a)
+
+
+_FAR = _far_coefficients(20)
+_FAR_SLOPE = tuple(k * a for k, a in enumerate(_FAR))
+_NEAR = tuple(1 / math.factorial(k) ** 2 for k in range(7))
+
+
+def _series(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
+    total = torch.full_like(x, coefficients[-1])
+    for c in reversed(coefficients[:-1]):
+        total = total * x + c
+    return total
+
+
+class BesselZero:
+    """The same at order 0, the circle's: cheaper, from torch's functions and two series."""
+
+    far = 25.0
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self.i0 = torch.special.i0e(x)
+        self.i1 = torch.special.i1e(x)
+        self.inverse = 1 / x.clamp_min(self.far)
+
+    @property
+    def log(self) -> Tensor:
+        small = self.x < 0.25
+        q = torch.where(small, 0.25 * self.x.square(), 0.0)
+        return torch.where(small, torch.log1p(q * _series(_NEAR[1:], q)), self.x + self.i0.log())
+
+    @property
+    def gap(self) -> Tensor:
+        return -self.i0.log()
+
+    @property
+    def ratio(self) -> Tensor:
+        return self.i1 / self.i0
+
+    @property
+    def rest(self) -> Tensor:
+        near = (self.i0 - self.i1) / self.i0
+        return torch.where(self.x > self.far, _series(_FAR, self.inverse), near)
+
+    @property
+    def slope(self) -> Tensor:
+        a = self.ratio
+        near = 1 - a * a - a / self.x
+        far = self.inverse * _series(_FAR_SLOPE, self.inverse)
+        return torch.where(self.x > self.far, far, near)
+
+    @property
+    def information(self) -> Tensor:
+        far = self.gap - self.x * self.rest
+        return torch.where(self.x < 0.25, self.x * self.ratio - self.log, far)
+
+
+def _bessel(order: float, x: Tensor) -> Bessel | BesselZero:
+    return BesselZero(x) if order == 0 else Bessel(order, x)
+
 
 def log_bessel(order: float, x: Tensor) -> Tensor:
     r"""Return :math:`L_\nu(x)`, the log of the mean of exp(x w): 0 at 0, then about x^2/4(nu + 1).
@@ -144,7 +227,7 @@ def log_bessel(order: float, x: Tensor) -> Tensor:
     """
 
     def value(x: Tensor) -> Tensor:
-        return Bessel(order, x).log
+        return _bessel(order, x).log
 
     def partials(needed: tuple[bool, ...], out: Tensor, x: Tensor) -> tuple:
         return (bessel_ratio(order, x),)
@@ -156,7 +239,7 @@ def bessel_gap(order: float, x: Tensor) -> Tensor:
     r"""Return :math:`x - L_\nu(x)`, which grows as the logarithm of x."""
 
     def value(x: Tensor) -> Tensor:
-        return Bessel(order, x).gap
+        return _bessel(order, x).gap
 
     def partials(needed: tuple[bool, ...], out: Tensor, x: Tensor) -> tuple:
         return (bessel_ratio_complement(order, x),)
@@ -172,10 +255,10 @@ def bessel_ratio(order: float, x: Tensor) -> Tensor:
     """
 
     def value(x: Tensor) -> Tensor:
-        return Bessel(order, x).ratio
+        return _bessel(order, x).ratio
 
     def partials(needed: tuple[bool, ...], out: Tensor, x: Tensor) -> tuple:
-        return (Bessel(order, x).slope,)
+        return (_bessel(order, x).slope,)
 
     return known(value, partials, x).to(x.dtype)
 
@@ -184,10 +267,10 @@ def bessel_ratio_complement(order: float, x: Tensor) -> Tensor:
     r"""Return :math:`1 - A_\nu(x)`, about (2 nu + 1)/2x at large x."""
 
     def value(x: Tensor) -> Tensor:
-        return Bessel(order, x).rest
+        return _bessel(order, x).rest
 
     def partials(needed: tuple[bool, ...], out: Tensor, x: Tensor) -> tuple:
-        return (-Bessel(order, x).slope,)
+        return (-_bessel(order, x).slope,)
 
     return known(value, partials, x).to(x.dtype)
 
@@ -196,10 +279,10 @@ def bessel_variance(order: float, x: Tensor) -> Tensor:
     r"""Return :math:`A_\nu'(x)`, the variance of w: 1/(2 nu + 2) at 0, (2 nu + 1)/2x^2 far out."""
 
     def value(x: Tensor) -> Tensor:
-        return Bessel(order, x).slope
+        return _bessel(order, x).slope
 
     def partials(needed: tuple[bool, ...], out: Tensor, x: Tensor) -> tuple:
-        b = Bessel(order, x)
+        b = _bessel(order, x)
         far = x > 1e-3
         y = torch.where(far, x, 1.0)
         n = 2 * order + 1
@@ -214,8 +297,7 @@ def bessel_information(order: float, x: Tensor) -> Tensor:
     r"""Return :math:`x A_\nu(x) - L_\nu(x) \ge 0`, what exp(x w) has learnt: KL to the uniform."""
 
     def value(x: Tensor) -> Tensor:
-        b = Bessel(order, x)
-        return torch.where(x < 2 * order + 2, x * b.ratio - b.log, b.gap - x * b.rest)
+        return _bessel(order, x).information
 
     def partials(needed: tuple[bool, ...], out: Tensor, x: Tensor) -> tuple:
         return (x * bessel_variance(order, x),)

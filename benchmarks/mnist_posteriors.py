@@ -3,7 +3,8 @@
 The experiment of Figurnov, Mohamed & Mnih (2018, arXiv:1805.08498, table 4) in the size in which
 the `irt` package of implicit reparameterization publishes it: dynamically binarized MNIST,
 784-256-128, 30 epochs, three seeds, D = 2, 10, 20 latents, four posteriors. Its test -ELBO is the
-bar. Further posteriors follow at D = 10.
+bar. Further posteriors follow at D = 10. As there, the KL is warmed up; without that a VonMises
+VAE collapses (D = 10: all units but three, -ELBO 126), and Normal loses 3 nats at D = 20.
 
 Each trained pair is judged on one binarization of the test digits: -ELBO on all 10,000, log p(x)
 with K = 1,000 on the first 1,000, with the difference to the Normal posterior of the same D and
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 
 import pyrovae as pv
 
-EPOCHS, BATCH, HIDDEN, RATE = 30, 100, (256, 128), 2e-3
+EPOCHS, WARM, BATCH, HIDDEN, RATE = 30, 10, 100, (256, 128), 2e-3
 DRAWS, PARTICLES, JUDGED = 10, 1000, 1000
 PUBLISHED = {  # D -> test -ELBO
     "Normal": {2: 141.9, 10: 103.7, 20: 103.6},
@@ -64,8 +65,9 @@ def plan() -> Iterator[tuple[str, int, int]]:
         for dim in (10, 2, 20):
             for name in PUBLISHED:
                 yield name, dim, seed
-    for name in FURTHER:
-        yield name, 10, 0
+        if seed == 0:
+            for name in FURTHER:
+                yield name, 10, seed
 
 
 def train(name: str, dim: int, seed: int, epochs: int) -> tuple[Any, pv.Run]:
@@ -81,10 +83,17 @@ def train(name: str, dim: int, seed: int, epochs: int) -> tuple[Any, pv.Run]:
         activation=nn.ReLU,
         data_mean=data.args[0].mean(0),
     )
+    objective = pv.ELBO(kl_weight=1 / WARM)
+
+    def warm_up(record: dict[str, Any]) -> None:
+        objective.kl_weight = min(1.0, (record["epoch"] + 1) / WARM)
+
     run = pv.fit(
         vae.model,
         vae.guide,
         data,
+        objective=objective,
+        callbacks=[warm_up],
         epochs=epochs,
         batch_size=BATCH,
         optimizer=lambda p: torch.optim.Adam(p, lr=RATE, fused=True),
@@ -125,6 +134,7 @@ def one(name: str, dim: int, seed: int, epochs: int) -> dict[str, Any]:
         "epochs": epochs,
         "batch": BATCH,
         "rate": RATE,
+        "warm_up": WARM,
         "training_seconds": sum(record["seconds"] for record in run.history),
         "train_elbo": run.history[-1]["elbo"],
         "test_elbo": elbo.mean(),

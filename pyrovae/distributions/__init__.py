@@ -10,7 +10,8 @@ r"""Distributions: reparameterizable families for posteriors, and fast ones for 
 * for authors of families: `Reparameterized`, `LocationScale`, `InverseCDF`, `Composition`;
 * for whole distributions: `Reshaped`, `map_tensors`;
 * which prior fits which posterior: `default_prior`, `prior_reason`, `posterior_domains`;
-* families by name, for the command line: `names`, `lookup`.
+* families by name, for the command line: `names`, `lookup`; with numbers, `gamma(0.3, 0.3)`:
+  `parse`, `prior_by_name`, `spelled`.
 
 A family that torch or Pyro has is a subclass of theirs, so that `isinstance` and `kl_divergence`
 keep dispatching; what they do right is theirs and exported as it is.
@@ -19,10 +20,12 @@ keep dispatching; what they do right is theirs and exported as it is.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
+from typing import Any
 
-from pyro.distributions import MultivariateNormal
+from pyro.distributions import Independent, MultivariateNormal
 
-from pyrovae.distributions import kl, kl_directional, kl_gamma, radial
+from pyrovae.distributions import kl, kl_directional, kl_gamma, radial, spelling
 from pyrovae.distributions.base import Composition, Reparameterized
 from pyrovae.distributions.composition import (
     Beta,
@@ -54,6 +57,7 @@ from pyrovae.distributions.priors import (
     default_prior,
     posterior_class,
     posterior_domains,
+    posterior_fixed,
     prior_reason,
 )
 from pyrovae.distributions.reshape import Reshaped, map_tensors
@@ -66,6 +70,9 @@ _FAMILIES: tuple[type, ...] = (
     Cauchy,
     Gumbel,
     Gamma,
+    Erlang,
+    Chi2,
+    FisherSnedecor,
     Exponential,
     Weibull,
     Rayleigh,
@@ -125,10 +132,15 @@ __all__ = [
     "lookup",
     "map_tensors",
     "names",
+    "parse",
     "posterior_class",
     "posterior_domains",
+    "posterior_fixed",
+    "prior_by_name",
     "prior_reason",
     "radial",
+    "spelled",
+    "spelling",
 ]
 
 
@@ -155,3 +167,52 @@ def lookup(name: str) -> type:
         f"unknown distribution {name!r}; did you mean {known[near[0]].__name__!r}? "
         f"Known: {', '.join(names())}"
     )
+
+
+def parse(text: str) -> tuple[type, dict[str, float]]:
+    """Return family and numbers of a text: a name, or a name with numbers in parentheses.
+
+    Raises:
+        ValueError: the text is not of this form, or an unknown family or parameter, or a number
+            outside the parameter's domain; the message names it.
+
+    >>> family, parameters = parse("student-t(df=5)")
+    >>> family.__name__, parameters
+    ('StudentT', {'df': 5.0})
+    """
+    name, numbers, named = spelling.split(text)
+    family = lookup(name)
+    return family, spelling.bind(family, numbers, named, text)
+
+
+def prior_by_name(text: str, event_shape: int | Sequence[int]) -> Any:
+    """Return the prior of this text, `gamma(0.3, 0.3)`, the same for every unit of one latent.
+
+    Numbers that are left out are those of the family's default prior where that is of the same
+    family, else location 0, scale, rate and concentrations 1, the interval (0, 1).
+
+    Args:
+        text: as for :func:`parse`.
+        event_shape: shape of one draw z, `20` or `(4, 5)`.
+
+    Raises:
+        ValueError: as :func:`parse`; also where a number is missing that has no usual value.
+
+    >>> prior_by_name("laplace", 20).event_shape
+    torch.Size([20])
+    """
+    return spelling.build(*parse(text), event_shape)
+
+
+def spelled(d: Any) -> str | None:
+    """Return the text from which `prior_by_name` builds d; None where there is none.
+
+    >>> spelled(Gamma(0.5, 2.0).expand([20]).to_event(1))
+    'Gamma(concentration=0.5, rate=2)'
+    """
+    while isinstance(d, Independent):
+        d = d.base_dist
+    family = next((cls for cls in _FAMILIES if cls.__name__ == type(d).__name__), None)
+    if family is None or not issubclass(family, type(d)):
+        return None
+    return spelling.spell(family, d)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
@@ -28,6 +29,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
+from pyrovae.distributions.composition import Chi2, Erlang, FisherSnedecor
 from pyrovae.distributions.directional import VonMises, circle
 from pyrovae.distributions.elliptical import Elliptical
 from pyrovae.distributions.interval import Reciprocal, Triangular, Uniform
@@ -35,17 +37,27 @@ from pyrovae.distributions.kumaraswamy import Kumaraswamy
 from pyrovae.distributions.lifetimes import Exponential, Gompertz, Pareto, Rayleigh
 from pyrovae.distributions.location_scale import Cauchy, Gumbel, Normal
 
-__all__ = ["default_prior", "posterior_class", "posterior_domains", "prior_reason"]
+__all__ = [
+    "default_prior",
+    "posterior_class",
+    "posterior_domains",
+    "posterior_fixed",
+    "prior_reason",
+]
 
 
 @dataclass(frozen=True)
 class Row:
-    """The prior of a family: how to build it from zeros of the event shape, and why."""
+    """The prior of a family: how to build it from zeros of the event shape, and why.
 
-    build: Callable[[Tensor], Any]
+    What an amortized posterior cannot learn is `fixed`, and the prior is built with it too.
+    """
+
+    build: Callable[..., Any]
     why: str
     domains: dict[str, Constraint] = field(default_factory=dict)  # for the reason to hold
     finite: dict[str, Constraint] = field(default_factory=dict)  # for draws that float32 can hold
+    fixed: dict[str, float] = field(default_factory=dict)
 
 
 def _normal(zero: Tensor) -> Any:
@@ -96,6 +108,27 @@ _ROWS: dict[type, Row] = {
         lambda zero: dist.Gamma(torch.ones_like(zero), torch.ones_like(zero)),
         "the exponential law as a Gamma: same support, closed and finite KL; p/q is bounded "
         "where concentration <= 1 and rate <= 1",
+    ),
+    Erlang: Row(
+        lambda zero, concentration: Erlang(
+            torch.full_like(zero, concentration), torch.ones_like(zero)
+        ),
+        "the Erlang law of the same number of terms and rate 1: closed KL; p/q is bounded where "
+        "rate <= 1. The number of terms is an integer, which no gradient learns: it is fixed, at "
+        "3 unless given, and the network predicts the rate",
+        fixed={"concentration": 3.0},
+    ),
+    dist.Chi2: Row(
+        lambda zero: Chi2(torch.full_like(zero, 2.0)),
+        "the exponential law of mean 2 as a chi-squared: same support, closed and finite KL; p/q "
+        "is bounded where df <= 2",
+    ),
+    dist.FisherSnedecor: Row(
+        lambda zero: FisherSnedecor(torch.full_like(zero, 4.0), torch.full_like(zero, 4.0)),
+        "polynomial at both ends, so only a prior that is too has a bounded p/q; F(4, 4), whose "
+        "log z is symmetric about 0 and whose mean is 2: the KL is finite, and p/q is bounded "
+        "where df1 <= 4 and df2 <= 4",
+        finite={"df1": constraints.greater_than(0.5), "df2": constraints.greater_than(0.5)},
     ),
     dist.Exponential: Row(
         lambda zero: Exponential(torch.ones_like(zero)),
@@ -187,7 +220,8 @@ def default_prior(posterior: Any, event_shape: int | Sequence[int]) -> Any:
     """Return the prior p(z) that fits a posterior family's support and tails.
 
     Args:
-        posterior: a distribution class or a distribution (its `to_event` is looked through).
+        posterior: a distribution class, a `functools.partial` of one, or a distribution (its
+            `to_event` is looked through).
         event_shape: shape of one draw z, `20` or `(4, 5)`.
 
     Returns:
@@ -201,7 +235,7 @@ def default_prior(posterior: Any, event_shape: int | Sequence[int]) -> Any:
     """
     row = _row(posterior)
     shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
-    prior = row.build(torch.zeros(shape))
+    prior = row.build(torch.zeros(shape), **_fixed_in(posterior, row))
     n = len(shape) - len(prior.event_shape)
     return prior.to_event(n) if n else prior
 
@@ -225,13 +259,37 @@ def posterior_domains(posterior: Any, default_prior: bool = True) -> dict[str, C
     return {**found.finite, **(found.domains if default_prior else {})}
 
 
+def posterior_fixed(posterior: Any) -> dict[str, float]:
+    """Return the parameters that a network cannot learn, with the values they get unless given."""
+    found = _find(posterior)
+    return {} if found is None else dict(found.fixed)
+
+
 def posterior_class(posterior: Any) -> type:
     """Return the family of a distribution or class, through `to_event`, `mask` and `expand`."""
+    if isinstance(posterior, partial):
+        posterior = posterior.func
     while not isinstance(posterior, type):
         if not hasattr(posterior, "base_dist") or _known(type(posterior)) is not None:
             return type(posterior)
         posterior = posterior.base_dist
     return posterior
+
+
+def _fixed_in(posterior: Any, row: Row) -> dict[str, float]:
+    """Return the row's fixed parameters, as large as the posterior's where it has them."""
+    if isinstance(posterior, partial):
+        given = posterior.keywords
+    elif isinstance(posterior, type):
+        given = {}
+    else:
+        while row.fixed and hasattr(posterior, "base_dist"):
+            posterior = posterior.base_dist
+        given = {name: getattr(posterior, name) for name in row.fixed}
+    return {
+        name: torch.as_tensor(given.get(name, usual)).max().item()
+        for name, usual in row.fixed.items()
+    }
 
 
 def _find(posterior: Any) -> Row | None:

@@ -1,3 +1,4 @@
+import json
 from functools import partial
 
 import pyro
@@ -198,6 +199,45 @@ def test_any_prior_that_fits(family, prior):
     assert torch.tensor(Trace_ELBO().loss(vae.model, vae.guide, x)).isfinite()
 
 
+@pytest.mark.parametrize(
+    ("posterior", "prior", "law"),
+    [
+        ("laplace", None, dist.Normal),
+        ("Laplace", "laplace(0, 2)", D.Laplace),
+        ("student-t(df=5)", "student-t(df=5)", D.StudentT),
+        (partial(D.Erlang, concentration=5), None, D.Erlang),
+        ("gamma", "gamma(0.3, 0.3)", D.Gamma),
+        ("fisher-snedecor", partial(D.FisherSnedecor, 3.0, 5.0), D.FisherSnedecor),
+        ("dirichlet", "dirichlet(0.5)", D.Dirichlet),
+        ("multivariate-normal(scale_tril=0.5)", None, D.MultivariateNormal),
+    ],
+)
+def test_posterior_and_prior_by_name_and_back_from_json(posterior, prior, law):
+    prior = prior() if isinstance(prior, partial) else prior
+    vae = small(posterior=posterior, prior=prior)
+    inner = vae.prior()
+    while isinstance(inner, dist.Independent):
+        inner = inner.base_dist
+    assert isinstance(inner, law)
+    again = VAE.from_config(json.loads(json.dumps(vae.config)))
+    again.load_state_dict(vae.state_dict())
+    assert again.config == vae.config
+    x, z = counts((6, 4, 4)) / 16, vae.prior().sample((6,))
+    assert torch.equal(again.prior().log_prob(z), vae.prior().log_prob(z))
+    assert torch.equal(again.encode(x).log_prob(z), vae.encode(x).log_prob(z))
+
+
+def test_erlang_learns_its_rate_only():
+    vae = small(posterior="erlang")
+    q = vae.encode(counts()).base_dist
+    assert (q.concentration == 3).all()
+    assert vae.prior().base_dist.concentration.eq(3).all()
+    assert [slot.name for slot in vae.encoder[1].slots] == ["rate"]
+    assert small(posterior="erlang(5)").encode(counts()).base_dist.concentration.eq(5).all()
+    with pytest.raises(ValueError, match="'concentration' of Erlang; pass fixed="):
+        Head(5, D.Erlang, 3)
+
+
 class LearnedPrior(nn.Module):
     def __init__(self):
         super().__init__()
@@ -313,11 +353,14 @@ def test_data_that_do_not_fit(x, message, program):
             {"likelihood": "binomial", "likelihood_args": {"total_count": 2.5}},
             "total_count must be a positive integer, got 2.5",
         ),
-        ({"posterior": "Normal"}, "posterior must be a distribution class"),
         ({"posterior": D.Normal(0.0, 1.0)}, "posterior must be a distribution class"),
         ({"posterior": dist.Kumaraswamy}, "no default prior is known"),
         ({"posterior": partial(D.StudentT, 5.0)}, "fix the posterior's parameters by name"),
-        ({"prior": 0.0}, "prior must be a distribution or a module"),
+        ({"posterior": 3}, "posterior must be a distribution class .* or the name of one, got 3"),
+        ({"posterior": "laplce"}, "unknown distribution 'laplce'"),
+        ({"posterior": "student-t(df=-1)"}, "'df' of StudentT.*but found -1"),
+        ({"prior": "gamma(-1)"}, "'concentration' of Gamma.*but found -1"),
+        ({"prior": 0.0}, "prior must be a distribution, the name of one, or a module"),
         (
             {"prior": dist.Normal(torch.zeros(4), 1.0).to_event(1)},
             r'site "z": the prior has batch shape \(\) and event shape \(4,\), one latent ',

@@ -18,7 +18,7 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import constraints
 
-from pyrovae.distributions.base import EMPTY
+from pyrovae.distributions.base import EMPTY, can_look
 from pyrovae.distributions.composition.contract import Univariate, refuse_half
 from pyrovae.distributions.special import (
     gammainc,
@@ -200,6 +200,8 @@ class Erlang(_GammaMethods, dist.Gamma):
 
     def _log_draw(self, shape: Size) -> Tensor:
         """Sum exponentials while they are few; otherwise draw the Gamma they add up to."""
+        if not can_look():
+            return super()._log_draw(shape)
         terms = int(self.concentration.max()) if self.concentration.numel() else 0
         if terms > self.most_terms:
             return super()._log_draw(shape)

@@ -19,7 +19,7 @@ tails in float32, and a draw is scored by :math:`\log H'(z) - E` with the E it c
 
 Where an exact draw is smaller or larger than the format can hold (41 % of Pareto(1, 0.01)), it is
 held at the nearest number inside the support, with finite density and gradients. The logarithm of
-a draw never overflows: `log_rsample` of Weibull, Pareto and Kumaraswamy returns that.
+a draw neither overflows nor underflows: `log_rsample` returns that.
 
 The families are in :mod:`~pyrovae.distributions.lifetimes`,
 :mod:`~pyrovae.distributions.kumaraswamy` and :mod:`~pyrovae.distributions.interval`.
@@ -115,6 +115,14 @@ class Hazard(InverseCDF):
 
     def _rsample(self, shape: Size) -> Tensor:
         return self._draw(self._exponential(shape))[0]
+
+    def _log_quantile(self, e: Tensor) -> Tensor:
+        """Return the logarithm of the draw that e gives; overridden where the draw overflows."""
+        return self._inverse_hazard(e).log()
+
+    def log_rsample(self, sample_shape: Size | Sequence[int] = EMPTY) -> Tensor:
+        """Draw log z, which neither overflows nor underflows."""
+        return self._log_quantile(self._exponential(self._extended_shape(Size(sample_shape))))
 
     def rsample_and_log_prob(
         self, sample_shape: Size | Sequence[int] = EMPTY

@@ -22,6 +22,7 @@ import torch
 from torch import Size, Tensor
 from torch import distributions as td
 from torch.distributions.utils import broadcast_all
+from torch.nn.functional import logsigmoid
 
 from pyrovae.distributions.base import EMPTY
 from pyrovae.distributions.composition.contract import (
@@ -97,6 +98,10 @@ class Beta(Univariate, dist.Beta):
     def rsample_logit(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
         """Draw logit x, whole where x itself would round to 0 or 1."""
         return self._logit_draw(sample_shape).to(self.concentration1.dtype)
+
+    def log_rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
+        """Draw log x, whole where x underflows; near 1, `rsample_logit` has the digits."""
+        return logsigmoid(self._logit_draw(sample_shape)).to(self.concentration1.dtype)
 
     def rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
         dtype = self.concentration1.dtype
@@ -185,7 +190,7 @@ class Dirichlet(Checked, dist.Dirichlet):
         # the second pass gives the derivative of the derivative; the first is cheap until then
         return attach(_logits(attach(logit)) if torch.is_grad_enabled() else logit)
 
-    def rsample_log(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
+    def log_rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
         """Draw log x, which neither underflows nor piles up at any concentration."""
         return self._log_draw(sample_shape).to(self.concentration.dtype)
 
@@ -267,7 +272,7 @@ class FisherSnedecor(Univariate, dist.FisherSnedecor):
         shape = self._extended_shape(Size(sample_shape))
         return sample_logit_beta(self.df1.expand(shape) / 2, self.df2 / 2) + self._shift()
 
-    def rsample_log(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
+    def log_rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
         """Draw log x, which neither underflows nor overflows."""
         return self._log_draw(sample_shape).to(self.df1.dtype)
 

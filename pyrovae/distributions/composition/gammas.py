@@ -86,7 +86,7 @@ class _GammaMethods(Univariate):
     def _log_draw(self, shape: Size) -> Tensor:
         return sample_log_gamma(self.concentration.expand(shape))
 
-    def rsample_log(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
+    def log_rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
         """Draw log z, which neither underflows nor piles up at any concentration."""
         draw = self._log_draw(self._extended_shape(Size(sample_shape)))
         return (draw - self.rate.double().log()).to(self.rate.dtype)
@@ -143,7 +143,7 @@ class _GammaMethods(Univariate):
 class Gamma(_GammaMethods, dist.Gamma):
     r"""Gamma(a, rate): :math:`q(z) \propto z^{a - 1} e^{-\lambda z}`.
 
-    Draws come from log space, so that no concentration piles them up; `rsample_log` gives log z
+    Draws come from log space, so that no concentration piles them up; `log_rsample` gives log z
     itself. The pathwise gradient is right to 1e-6 (float32) and 1e-10 (float64) relative, twice
     differentiable.
 

@@ -54,7 +54,9 @@ class StudentT(Univariate, dist.StudentT):
         # past torch's constructor, whose inner Chi2 is validated come what may
         super(td.StudentT, self).__init__(self.df.shape, validate_args=validate_args)
 
-    def rsample_log(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> tuple[Tensor, Tensor]:
+    def signed_log_rsample(
+        self, sample_shape: Size | tuple[int, ...] = EMPTY
+    ) -> tuple[Tensor, Tensor]:
         """Draw the sign and the logarithm of (z - loc)/scale, which does not overflow."""
         df = self.df.expand(self._extended_shape(Size(sample_shape)))
         dtype = df.dtype
@@ -130,14 +132,14 @@ class LogNormal(Univariate, dist.LogNormal):
         refuse_half("LogNormal", loc=loc, scale=scale)
         super().__init__(loc, scale, validate_args=validate_args)
 
-    def rsample_log(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
+    def log_rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
         """Draw log z, which neither underflows nor overflows."""
         return self.base_dist.rsample(Size(sample_shape))
 
     def rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
         info = torch.finfo(self.loc.dtype)
         low, high = math.log(info.tiny), math.log(info.max) - 1e-5
-        return self.rsample_log(sample_shape).clamp(low, high).exp()
+        return self.log_rsample(sample_shape).clamp(low, high).exp()
 
     def _noise(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return (log z - loc)/scale and log z in float64, and where z is inside the support."""

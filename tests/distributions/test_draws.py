@@ -152,7 +152,7 @@ def check_ends(family, setting, dtype, ends, n):
         near = torch.tensor(end, dtype=dtype)
         for _ in range(2):
             near = torch.nextafter(near, torch.tensor(inward, dtype=dtype))
-        least, most = mass(torch.tensor(end).double()).item(), mass(near.double()).item()
+        least, most = mass(torch.tensor(end, dtype=F64)).item(), mass(near.double()).item()
         band = 6 * (most * (1 - least) / n) ** 0.5 + 40 / n
         assert least - band < count / n < most + band, (end, count / n, least, most)
 

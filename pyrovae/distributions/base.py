@@ -46,7 +46,7 @@ from torch.distributions import Distribution, constraints
 from torch.distributions.transforms import Transform
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-__all__ = ["EMPTY", "Composition", "Reparameterized", "can_look"]
+__all__ = ["EMPTY", "Composition", "Reparameterized", "all_within", "can_look"]
 
 EMPTY = Size()
 
@@ -112,7 +112,7 @@ class Reparameterized(TorchDistribution):
             if name not in self.__dict__ or constraints.is_dependent(constraint):
                 continue
             value = getattr(self, name)
-            if _all_within(constraint, value, finite=True):
+            if all_within(constraint, value, finite=True):
                 continue
             good, finite = constraint.check(value), value.isfinite()
             good = good & finite.reshape(*good.shape, -1).all(-1)
@@ -213,7 +213,7 @@ class Reparameterized(TorchDistribution):
                 f"shape {tuple(self.batch_shape)} and event shape {tuple(self.event_shape)}"
             )
         support = self.support
-        if _all_within(support, value, finite=False):
+        if all_within(support, value, finite=False):
             return
         good = support.check(value)
         if not bool(good.all()):
@@ -406,7 +406,7 @@ _SETS = {  # the same sets, whichever class torch writes them with
 }
 
 
-def _all_within(constraint: Any, value: Tensor, *, finite: bool) -> bool:
+def all_within(constraint: Any, value: Tensor, *, finite: bool) -> bool:
     """Whether all values lie in one of the common sets, in one pass; False if that is unknown."""
     known = _SETS.get(constraint)
     if known is None or not value.numel():

@@ -162,6 +162,7 @@ class Dirichlet(Checked, dist.Dirichlet):
 
     def __init__(self, concentration: Tensor, validate_args: bool | None = None) -> None:
         refuse_half("Dirichlet", concentration=concentration)
+        check_arguments(Dirichlet, validate_args, concentration=concentration)
         super().__init__(concentration, validate_args=validate_args)
 
     def _log_draw(self, sample_shape: Size | tuple[int, ...]) -> Tensor:
@@ -259,6 +260,7 @@ class FisherSnedecor(Univariate, dist.FisherSnedecor):
         self, df1: Number | Tensor, df2: Number | Tensor, validate_args: bool | None = None
     ) -> None:
         refuse_half("FisherSnedecor", df1=df1, df2=df2)
+        check_arguments(FisherSnedecor, validate_args, df1=df1, df2=df2)
         self.df1, self.df2 = broadcast_all(df1, df2)
         self._gamma1 = dist.Gamma(self.df1 / 2, self.df1, validate_args=False)
         self._gamma2 = dist.Gamma(self.df2 / 2, self.df2, validate_args=False)

@@ -19,7 +19,7 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 
 from pyrovae.distributions.base import EMPTY, can_look
-from pyrovae.distributions.composition.contract import Univariate, refuse_half
+from pyrovae.distributions.composition.contract import Univariate, check_arguments, refuse_half
 from pyrovae.distributions.special import (
     gammainc,
     gammaincc,
@@ -162,6 +162,7 @@ class Gamma(_GammaMethods, dist.Gamma):
         validate_args: bool | None = None,
     ) -> None:
         refuse_half(type(self).__name__, concentration=concentration, rate=rate)
+        check_arguments(Gamma, validate_args, concentration=concentration, rate=rate)
         super().__init__(concentration, rate, validate_args=validate_args)
 
 
@@ -196,6 +197,7 @@ class Erlang(_GammaMethods, dist.Gamma):
             concentration = torch.as_tensor(concentration, dtype=rate.dtype, device=rate.device)
         elif isinstance(concentration, Tensor) and not concentration.is_floating_point():
             concentration = concentration.to(torch.get_default_dtype())
+        check_arguments(Erlang, validate_args, concentration=concentration, rate=rate)
         super().__init__(concentration, rate, validate_args=validate_args)
 
     def _log_draw(self, shape: Size) -> Tensor:
@@ -233,4 +235,5 @@ class Chi2(_GammaMethods, dist.Chi2):
 
     def __init__(self, df: Number | Tensor, validate_args: bool | None = None) -> None:
         refuse_half("Chi2", df=df)
+        check_arguments(Chi2, validate_args, df=df)
         super().__init__(df, validate_args=validate_args)

@@ -20,7 +20,12 @@ from torch import distributions as td
 from torch.distributions.utils import broadcast_all
 
 from pyrovae.distributions.base import EMPTY
-from pyrovae.distributions.composition.contract import Univariate, clamp_inside, refuse_half
+from pyrovae.distributions.composition.contract import (
+    Univariate,
+    check_arguments,
+    clamp_inside,
+    refuse_half,
+)
 from pyrovae.distributions.special import half_step, half_step_slope, log_student_density, student
 from pyrovae.distributions.special import incomplete_beta as beta
 from pyrovae.distributions.special.incomplete_gamma import draw_log_gamma
@@ -49,6 +54,7 @@ class StudentT(Univariate, dist.StudentT):
         validate_args: bool | None = None,
     ) -> None:
         refuse_half("StudentT", df=df, loc=loc, scale=scale)
+        check_arguments(StudentT, validate_args, df=df, loc=loc, scale=scale)
         self.df, self.loc, self.scale = broadcast_all(df, loc, scale)
         self._chi2 = dist.Chi2(self.df, validate_args=False)  # torch's methods know it
         # past torch's constructor, whose inner Chi2 is validated come what may
@@ -130,6 +136,7 @@ class LogNormal(Univariate, dist.LogNormal):
         validate_args: bool | None = None,
     ) -> None:
         refuse_half("LogNormal", loc=loc, scale=scale)
+        check_arguments(LogNormal, validate_args, loc=loc, scale=scale)
         super().__init__(loc, scale, validate_args=validate_args)
 
     def log_rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:

@@ -245,18 +245,26 @@ def prior_reason(posterior: Any) -> str:
     return _row(posterior).why
 
 
-def posterior_domains(posterior: Any, default_prior: bool = True) -> dict[str, Constraint]:
+def posterior_domains(posterior: Any, prior: Any = None) -> dict[str, Constraint]:
     """Return the domains to which a network that predicts the posterior has to be narrowed.
 
     Args:
         posterior: a distribution class or a distribution.
-        default_prior: whether the prior is the default one. Without it only what keeps draws
-            finite in float32 remains (the log of a LogNormal or Weibull draw must stay below 88).
+        prior: the prior, None for the default one. What the default one asks for holds for each
+            of its class on the real line (df > 2 under any Normal). With others only what keeps
+            draws finite in float32 remains (the log of a LogNormal draw must stay below 88).
     """
     found = _find(posterior)
     if found is None:
         return {}
-    return {**found.finite, **(found.domains if default_prior else {})}
+    return {**found.finite, **(found.domains if _as_by_default(found, prior) else {})}
+
+
+def _as_by_default(row: Row, prior: Any) -> bool:
+    if prior is None:
+        return True
+    own = row.build(torch.zeros(2))
+    return own.support is constraints.real and isinstance(own, posterior_class(prior))
 
 
 def posterior_fixed(posterior: Any) -> dict[str, float]:

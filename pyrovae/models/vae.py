@@ -130,10 +130,12 @@ class VAE(nn.Module):
         family, fixed = _family(posterior)
         self.posterior = family
         widths = as_shape(hidden)
+        if isinstance(prior, str):
+            prior = prior_by_name(prior, self.latent_shape)
         if encoder is None:
             scale = 1.0 / self.likelihood_args.get("total_count", 1)
             net = MLP(self.data_shape, widths, activation=activation, init=init, input_scale=scale)
-            domains = posterior_domains(family, default_prior=prior is None)
+            domains = posterior_domains(family, prior)
             domains = {k: v for k, v in domains.items() if k not in fixed}
             head = Head(
                 net.out_features,
@@ -168,9 +170,7 @@ class VAE(nn.Module):
             self._prior = None
         else:
             self.prior_net = None
-            if isinstance(prior, str):
-                prior = prior_by_name(prior, self.latent_shape)
-            elif prior is None:
+            if prior is None:
                 prior = default_prior(partial(family, **fixed), self.latent_shape)
             self._prior = _fit_prior(prior, self.latent_shape)
 

@@ -121,6 +121,14 @@ def test_domains():
     assert posterior_domains(Kumaraswamy) == {}
 
 
+def test_domains_under_a_given_prior():
+    wide = D.Normal(torch.zeros(3), 5.0).to_event(1)
+    assert posterior_domains(D.StudentT, wide)["df"].lower_bound == 2.0
+    assert posterior_domains(D.StudentT, D.StudentT(1.0)) == {}
+    assert "scale" in posterior_domains(D.Pareto)  # above 1, where Pareto(1, 1) starts
+    assert "scale" not in posterior_domains(D.Pareto, D.Pareto(0.1, 1.0))
+
+
 @pytest.mark.parametrize(
     ("family", "loose"),
     [(D.Erlang, (3.0, 0.9)), (D.Chi2, (1.9,)), (D.FisherSnedecor, (3.9, 3.9))],

@@ -112,7 +112,7 @@ class Reparameterized(TorchDistribution):
             if name not in self.__dict__ or constraints.is_dependent(constraint):
                 continue
             value = getattr(self, name)
-            if all_within(constraint, value, finite=True):
+            if not value.numel() or all_within(constraint, value, finite=True):
                 continue
             good, finite = constraint.check(value), value.isfinite()
             good = good & finite.reshape(*good.shape, -1).all(-1)

@@ -328,7 +328,8 @@ class Triangular(_Interval):
         side = torch.where(side > 0, side, 1.0)
         tail = (reach / width) * (reach / side)
         rest = (other + (z - self.peak).abs() * ((reach + side) / side)) / width
-        return rising, tail, rest
+        over = (rest - 1).clamp_min(0).detach()  # by a rounding
+        return rising, tail, rest - over
 
     def _cdf(self, z: Tensor) -> Tensor:
         rising, tail, rest = self._shares(z)

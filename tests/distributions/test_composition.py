@@ -252,6 +252,15 @@ def test_student_gradient_at_small_df_is_finite():
         assert not g.isnan().any()
 
 
+def test_a_student_draw_that_overflows_is_held():
+    """Held before the scale, it overflowed behind it, and inf - inf is NaN."""
+    scale = torch.full((1000,), 1e6, dtype=F32, requires_grad=True)
+    z = C.StudentT(torch.tensor(0.01, dtype=F32), 1.0, scale).rsample()
+    assert z.isfinite().all()
+    assert (z.abs() == torch.finfo(F32).max).any()
+    assert grad(z.sum(), scale)[0].isfinite().all()
+
+
 def test_beta_gradient_where_torchs_is_infinite():
     a = torch.tensor([2.0**16 + k for k in (5, 100, 1000)], dtype=F32, requires_grad=True)
     x = C.Beta(a, torch.tensor(1.5, dtype=F32)).rsample((200,))

@@ -57,8 +57,12 @@ def check_arguments(
 
 
 def clamp_inside(value: Tensor, low: float, high: float | None = None) -> Tensor:
-    """Hold draws strictly inside the support, the gradient as if nothing had been held."""
-    return value + (value.clamp(low, high) - value).detach()
+    """Hold draws strictly inside the support, the gradient as if nothing had been held.
+
+    Where the draw is infinite the gradient is 0.
+    """
+    finite = torch.where(value.isinf(), 0.0, value)
+    return finite + (value.clamp(low, high) - finite).detach()
 
 
 class Checked:

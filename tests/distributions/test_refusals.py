@@ -61,8 +61,8 @@ PARAMETERS = [
 
 
 def test_every_parameter_of_every_family_is_here():
-    families = {case.values[0].family for case in PARAMETERS}
-    assert families == {row.family for row in ROWS} >= {D.lookup(name) for name in D.names()}
+    """Of the table's, which test_table.py keeps complete."""
+    assert {case.values[0].family for case in PARAMETERS} == {row.family for row in ROWS}
 
 
 @pytest.mark.parametrize(("row", "name", "number"), PARAMETERS)

@@ -263,7 +263,7 @@ def posterior_domains(posterior: Any, prior: Any = None) -> dict[str, Constraint
 def _as_by_default(row: Row, prior: Any) -> bool:
     if prior is None:
         return True
-    own = row.build(torch.zeros(2))
+    own = row.build(torch.zeros(2), **row.fixed)
     return own.support is constraints.real and isinstance(own, posterior_class(prior))
 
 

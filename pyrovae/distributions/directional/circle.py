@@ -26,7 +26,12 @@ from torch.distributions import constraints
 from pyrovae.distributions.base import EMPTY, can_look
 from pyrovae.distributions.inverse_cdf import InverseCDF
 from pyrovae.distributions.special.bessel import bessel_information, bessel_ratio_complement
-from pyrovae.distributions.special.von_mises import log_von_mises_density, pathwise_von_mises
+from pyrovae.distributions.special.polar import pathwise_polar
+from pyrovae.distributions.special.von_mises import (
+    log_von_mises_density,
+    von_mises_quantile,
+    von_mises_tail,
+)
 
 __all__ = ["VonMises", "circle"]
 
@@ -39,7 +44,8 @@ class VonMises(InverseCDF, dist.VonMises):
     r"""Von Mises: :math:`z = \mu + \theta` modulo :math:`2\pi`, the Gaussian of the circle.
 
     The gradient in :math:`\kappa` is the implicit one, exact; torch's and Pyro's have none. As in
-    torch, `mean` is the circular one and `variance` is :math:`1 - E[\cos(z - \mu)]`.
+    torch, `mean` is the circular one and `variance` is :math:`1 - E[\cos(z - \mu)]`. The cdf
+    counts from :math:`-\pi`.
 
     Args:
         loc: :math:`\mu`, any real number; an angle.
@@ -65,7 +71,7 @@ class VonMises(InverseCDF, dist.VonMises):
         super().__init__(loc=loc, concentration=concentration, validate_args=validate_args)
 
     def _noise(self, shape: Size) -> Tensor:
-        return pathwise_von_mises(self._draw, self.concentration.expand(shape))
+        return pathwise_polar(2, self._draw, self.concentration.expand(shape))
 
     def _draw(self, concentration: Tensor) -> Tensor:
         """Draw one angle about 0 for each concentration; in a graph from 24 proposals each."""
@@ -107,6 +113,25 @@ class VonMises(InverseCDF, dist.VonMises):
         return log_von_mises_density(self.concentration, z.double() - self.loc.double()).to(
             torch.promote_types(z.dtype, self.loc.dtype)
         )
+
+    def _cdf(self, z: Tensor) -> Tensor:
+        return von_mises_tail(self.loc, self.concentration, z, log=False, lower=True)
+
+    def _sf(self, z: Tensor) -> Tensor:
+        return von_mises_tail(self.loc, self.concentration, z, log=False, lower=False)
+
+    def _log_cdf(self, z: Tensor) -> Tensor:
+        return von_mises_tail(self.loc, self.concentration, z, log=True, lower=True)
+
+    def _log_sf(self, z: Tensor) -> Tensor:
+        return von_mises_tail(self.loc, self.concentration, z, log=True, lower=False)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """Return the z in [-pi, pi] with P(Z <= z) = value."""
+        return von_mises_quantile(self.loc, self.concentration, value, lower=True)
+
+    def isf(self, value: Tensor) -> Tensor:
+        return von_mises_quantile(self.loc, self.concentration, value, lower=False)
 
     @property
     def mean(self) -> Tensor:

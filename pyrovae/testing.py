@@ -25,6 +25,7 @@ from inspect import signature
 from typing import Any
 
 import torch
+from pyro.distributions import constraints as pyro_constraints
 from pyro.distributions.testing.gof import auto_goodness_of_fit
 from torch import Tensor
 from torch.distributions import constraints
@@ -217,8 +218,10 @@ def _follows(c: _Case) -> None:
     if isinstance(d.support, type(constraints.simplex)):
         flat = flat[..., :-1]
         flat = flat[..., 0] if flat.shape[-1] == 1 else flat
+    surface = isinstance(d.support, type(pyro_constraints.sphere))  # of one dimension less
+    dim = d.event_shape[0] - 1 if surface else None
     for i in range(min(flat.shape[1], 4)):
-        p = auto_goodness_of_fit(flat[:, i], probs[:, i])
+        p = auto_goodness_of_fit(flat[:, i], probs[:, i], dim=dim)
         c.true(torch.as_tensor(p > _ALPHA), f"draws do not follow log_prob: p = {float(p):.2g}")
 
 

@@ -5,7 +5,8 @@ r"""Distributions: reparameterizable families for posteriors, and fast ones for 
 * inverse cdf: `Exponential`, `Weibull`, `Rayleigh`, `Pareto`, `Gompertz`, `Kumaraswamy`, and on an
   interval `Uniform`, `Reciprocal`, `Triangular`;
 * compositions: `Gamma`, `Erlang`, `Chi2`, `LogNormal`, `Beta`, `Dirichlet`, `FisherSnedecor`;
-* directions: `VonMises` for angles;
+* directions: `VonMises` for angles; `VonMisesFisher`, `PowerSpherical` and, as their prior,
+  `SphericalUniform` for unit vectors;
 * likelihoods: `Bernoulli`, `Binomial` (summed over the event), `ContinuousBernoulli`;
 * for authors of families: `Reparameterized`, `LocationScale`, `InverseCDF`, `Composition`;
 * for whole distributions: `Reshaped`, `map_tensors`;
@@ -39,7 +40,12 @@ from pyrovae.distributions.composition import (
 )
 from pyrovae.distributions.continuous_bernoulli import ContinuousBernoulli
 from pyrovae.distributions.counts import Bernoulli, Binomial
-from pyrovae.distributions.directional import VonMises
+from pyrovae.distributions.directional import (
+    PowerSpherical,
+    SphericalUniform,
+    VonMises,
+    VonMisesFisher,
+)
 from pyrovae.distributions.elliptical import Elliptical
 from pyrovae.distributions.interval import Reciprocal, Triangular, Uniform
 from pyrovae.distributions.inverse_cdf import Hazard, InverseCDF
@@ -88,7 +94,10 @@ _FAMILIES: tuple[type, ...] = (
     MultivariateNormal,
     Elliptical,
     VonMises,
+    VonMisesFisher,
+    PowerSpherical,
 )
+_SHORT = {"vmf": VonMisesFisher}
 
 __all__ = [
     "Bernoulli",
@@ -116,14 +125,17 @@ __all__ = [
     "MultivariateNormal",
     "Normal",
     "Pareto",
+    "PowerSpherical",
     "Rayleigh",
     "Reciprocal",
     "Reparameterized",
     "Reshaped",
+    "SphericalUniform",
     "StudentT",
     "Triangular",
     "Uniform",
     "VonMises",
+    "VonMisesFisher",
     "Weibull",
     "default_prior",
     "kl",
@@ -160,8 +172,8 @@ def lookup(name: str) -> type:
     """
     known = {cls.__name__.lower(): cls for cls in _FAMILIES}
     plain = name.lower().replace("-", "").replace("_", "")
-    if plain in known:
-        return known[plain]
+    if plain in known or plain in _SHORT:
+        return (known | _SHORT)[plain]
     near = difflib.get_close_matches(plain, known, n=1, cutoff=0.0)
     raise ValueError(
         f"unknown distribution {name!r}; did you mean {known[near[0]].__name__!r}? "

@@ -30,7 +30,13 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from pyrovae.distributions.composition import Chi2, Erlang, FisherSnedecor
-from pyrovae.distributions.directional import VonMises, circle
+from pyrovae.distributions.directional import (
+    PowerSpherical,
+    SphericalUniform,
+    VonMises,
+    VonMisesFisher,
+    circle,
+)
 from pyrovae.distributions.elliptical import Elliptical
 from pyrovae.distributions.interval import Reciprocal, Triangular, Uniform
 from pyrovae.distributions.kumaraswamy import Kumaraswamy
@@ -67,6 +73,11 @@ def _normal(zero: Tensor) -> Any:
 def _multivariate_normal(zero: Tensor) -> Any:
     eye = torch.eye(zero.shape[-1], dtype=zero.dtype, device=zero.device)
     return dist.MultivariateNormal(zero, scale_tril=eye)
+
+
+def _uniform_on_sphere(zero: Tensor) -> Any:
+    uniform = SphericalUniform(zero.shape[-1], dtype=zero.dtype, device=zero.device)
+    return uniform.expand(zero.shape[:-1])
 
 
 _HEAVIER = "tails heavier than Gaussian on both sides: p/q is bounded and the KL finite"
@@ -207,6 +218,17 @@ _ROWS: dict[type, Row] = {
         "uniform on the circle, the von Mises law of concentration 0: the KL is closed, and p/q "
         "is bounded by exp(2 concentration)",
         finite={"loc": circle},  # an angle from two numbers, so that a network can go around
+    ),
+    VonMisesFisher: Row(
+        _uniform_on_sphere,
+        "uniform on the sphere, the law of concentration 0: the KL is closed and free of the "
+        "mean direction, and p/q is bounded by exp(2 concentration)",
+    ),
+    PowerSpherical: Row(
+        _uniform_on_sphere,
+        "uniform on the sphere, the law of concentration 0: the KL is closed and free of the "
+        "mean direction; opposite to it the density vanishes, so Var[p/q] is finite only where "
+        "the concentration is below (d - 1)/2",
     ),
     dist.Dirichlet: Row(
         lambda zero: dist.Dirichlet(torch.ones_like(zero)),

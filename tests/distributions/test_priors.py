@@ -41,6 +41,8 @@ NARROW = {
     D.Reciprocal: (0.1, 3.0),
     D.Triangular: (0.2, 0.3, 0.9),
     D.VonMises: (0.3, 3.0),
+    D.VonMisesFisher: (torch.tensor([0.0, 0.0, 1.0]), 3.0),
+    D.PowerSpherical: (torch.tensor([0.0, 0.0, 1.0]), 0.7),
     D.Elliptical: (torch.zeros(3), D.radial.Laplace(), {"scale_tril": torch.eye(3) * 0.3}),
 }
 

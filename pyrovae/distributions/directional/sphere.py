@@ -311,6 +311,7 @@ class SphericalUniform(Reparameterized):
 
     Raises:
         ValueError: d < 2.
+        TypeError: another dtype than float32 and float64.
 
     >>> SphericalUniform(3).log_prob(torch.tensor([0.0, 0.0, 1.0])).exp() * 4 * torch.pi
     tensor(1.)
@@ -331,6 +332,11 @@ class SphericalUniform(Reparameterized):
             raise ValueError(f"SphericalUniform: dim must be an integer of 2 or more, got {dim!r}")
         self.dim = dim
         self._zero = torch.zeros(dim, dtype=dtype, device=device)
+        if self._zero.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"SphericalUniform: dtype is {self._zero.dtype}, in which no vector has unit "
+                "length to enough digits; give torch.float32 or torch.float64"
+            )
         super().__init__(validate_args=validate_args)
 
     def _event_shape(self) -> Size:

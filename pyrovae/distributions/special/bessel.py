@@ -205,7 +205,8 @@ class BesselZero:
     @property
     def slope(self) -> Tensor:
         a = self.ratio
-        near = 1 - a * a - a / self.x
+        some = self.x > 1e-9
+        near = 1 - a * a - torch.where(some, a / torch.where(some, self.x, 1.0), 0.5)
         far = self.inverse * _series(_FAR_SLOPE, self.inverse)
         return torch.where(self.x > self.far, far, near)
 

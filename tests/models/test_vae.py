@@ -384,3 +384,25 @@ def test_values_outside_the_support_are_refused_by_validation():
     vae = small()
     with pytest.raises(ValueError, match="within the support"):
         Trace_ELBO().loss(vae.model, vae.guide, torch.full((6, 4, 4), 0.5))
+
+
+def test_a_decoder_sees_no_jump_where_angles_begin_again():
+    vae = small(posterior=D.VonMises)
+    z = torch.tensor([[torch.pi, -torch.pi, 0.2], [-torch.pi, torch.pi, 0.2]])
+    a, b = vae.decode(z).mean
+    torch.testing.assert_close(a, b)
+    first = vae.encode(counts()).base_dist.loc
+    assert D.VonMises.support.check(first).all()
+
+
+@pytest.mark.parametrize("name", ["vmf", "von-mises-fisher", "power-spherical"])
+def test_latents_on_a_sphere(name):
+    vae = small(posterior=D.lookup(name), latent=5)
+    x = data_for("bernoulli")
+    q = vae.encode(x)
+    assert q.batch_shape == (6,)
+    assert q.event_shape == (5,)
+    torch.testing.assert_close(vae.prior().sample((9,)).norm(dim=-1), torch.ones(9))
+    exact = TraceMeanField_ELBO().loss(vae.model, vae.guide, x)
+    many = Trace_ELBO(num_particles=2000, vectorize_particles=True, max_plate_nesting=1)
+    assert abs(many.loss(vae.model, vae.guide, x) - exact) < 0.02 * abs(exact)

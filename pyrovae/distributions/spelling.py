@@ -6,7 +6,8 @@ A command line and a saved run have text only. The grammar is a name and numbers
     item    :=  number  |  parameter "=" number
 
 with the numbers in the order of the constructor's arguments. Nothing is evaluated. A number for a
-vector parameter means that number everywhere, for a matrix that multiple of the identity.
+vector parameter means that number everywhere, for a matrix that multiple of the identity. On a
+sphere the usual direction is the one in which all coordinates are equal.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 from pyro.distributions import Independent
+from pyro.distributions import constraints as pyro_constraints
 from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
@@ -35,6 +37,7 @@ _STANDARD = {
     "low": 0.0, "peak": 0.5, "high": 1.0, "scale_tril": 1.0,
 }  # fmt: skip
 _SHAPES = ("scale_tril", "scale_diag", "covariance_matrix", "precision_matrix", "cov_factor")
+_SPHERE = type(pyro_constraints.sphere)
 _SQUARE = (type(constraints.lower_cholesky), type(constraints.positive_definite))
 
 
@@ -132,7 +135,7 @@ def build(family: type, values: Mapping[str, float], event_shape: int | Sequence
     own = issubclass(family, type(usual))
     arguments = {}
     for name, value in {**dict.fromkeys(_required(family, values)), **values}.items():
-        number = _STANDARD.get(name) if value is None else value
+        number = _usual(family, name, shape) if value is None else value
         if value is None and own:
             arguments[name] = getattr(usual, name)
         elif number is None:
@@ -164,9 +167,17 @@ def full(family: type, name: str, value: float, zero: Tensor) -> Tensor:
     if isinstance(domain, _SQUARE):
         n = zero.shape[-1]
         return (value * torch.eye(n).to(zero)).expand(zero.shape + (n,))
+    if isinstance(getattr(family, "support", None), _SPHERE) and domain.event_dim == 0:
+        zero = zero[..., 0]  # one concentration a vector
     if not constraints.is_dependent(domain) and domain.event_dim > 1:
         raise ValueError(f"the matrix {name!r} of {family.__name__} cannot be given as one number")
     return torch.full_like(zero, value)
+
+
+def _usual(family: type, name: str, shape: tuple[int, ...]) -> float | None:
+    if isinstance(_parameters(family)[name], _SPHERE):
+        return shape[-1] ** -0.5
+    return _STANDARD.get(name)
 
 
 def spell(family: type, d: Any) -> str | None:

@@ -28,6 +28,7 @@ def settings(*names):
 LOCATION = settings("loc", "scale")((0.0, 1.0), (0.0, 1e-30), (0.0, 1e29), (1e6, 1e-3))
 PAIR = settings("concentration1", "concentration0")
 VECTOR = [0.0, 0.0, 0.0]
+UP = [0.0, 0.0, 1.0]
 
 SETTINGS = {
     D.Normal: LOCATION,
@@ -65,6 +66,12 @@ SETTINGS = {
     ),
     D.VonMises: settings("loc", "concentration")(
         (0.0, 1.0), (3.1, 1e-6), (math.pi, 1e8), (1e3, 30.0)
+    ),
+    D.VonMisesFisher: settings("loc", "concentration")(
+        (UP, 1.0), (UP, 0.0), (UP, 1e8), ([0.6, -0.8, 0.0, 0.0, 0.0], 1e-3)
+    ),
+    D.PowerSpherical: settings("loc", "concentration")(
+        (UP, 1.0), (UP, 0.0), (UP, 1e8), ([0.6, -0.8, 0.0, 0.0, 0.0], 1e-3)
     ),
     D.ContinuousBernoulli: settings("logits")((0.0,), (100.0,), (1e-8,), (-1e4,)),
     D.Dirichlet: settings("concentration")(
@@ -173,7 +180,8 @@ def run(family, setting, dtype, n):
 
 
 def test_every_family_has_its_settings():
-    assert set(SETTINGS) == {row.family for row in ROWS} | {D.lookup(name) for name in D.names()}
+    families = {row.family for row in ROWS} | {D.lookup(name) for name in D.names()}
+    assert set(SETTINGS) == families - {D.SphericalUniform}  # it has no parameter
     assert all(len(rows) == 4 for rows in SETTINGS.values())
 
 

@@ -403,6 +403,11 @@ def test_latents_on_a_sphere(name):
     assert q.batch_shape == (6,)
     assert q.event_shape == (5,)
     torch.testing.assert_close(vae.prior().sample((9,)).norm(dim=-1), torch.ones(9))
-    exact = TraceMeanField_ELBO().loss(vae.model, vae.guide, x)
-    many = Trace_ELBO(num_particles=2000, vectorize_particles=True, max_plate_nesting=1)
-    assert abs(many.loss(vae.model, vae.guide, x) - exact) < 0.02 * abs(exact)
+    q, prior = vae.encode(x), vae.prior()
+    closed = torch.distributions.kl_divergence(q, prior)
+    z = q.sample((4000,))
+    ratio = q.log_prob(z) - prior.log_prob(z)
+    error = ratio.std(0) / len(z) ** 0.5
+    assert ((ratio.mean(0) - closed).abs() < 6.5 * error).all()  # false alarm 1e-10 a datum
+    loss = TraceMeanField_ELBO().differentiable_loss(vae.model, vae.guide, x)
+    assert all(g.isfinite().all() for g in torch.autograd.grad(loss, list(vae.parameters())))

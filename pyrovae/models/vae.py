@@ -237,8 +237,8 @@ class VAE(nn.Module):
     def reconstruct(self, x: Tensor) -> Tensor:
         """Return the mean of p(x | z) at the centre of q(z | x), `[..., *data_shape]`.
 
-        The centre is the posterior's mean; its mode where no mean exists (Cauchy); a draw where
-        neither does.
+        The centre is the posterior's mean; its mode where no mean exists (Cauchy) or it lies
+        outside of the support (unit vectors); a draw where neither does.
         """
         self._check(x)
         return self.decode(_centre(self.encode(x))).mean
@@ -413,6 +413,6 @@ def _centre(posterior: Any) -> Tensor:
             value = getattr(posterior, name)
         except (NotImplementedError, AttributeError):
             continue
-        if bool(value.isfinite().all()):
+        if bool(value.isfinite().all()) and bool(posterior.support.check(value).all()):
             return value
     return posterior.sample()

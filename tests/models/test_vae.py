@@ -404,6 +404,8 @@ def test_latents_on_a_sphere(name):
     assert q.event_shape == (5,)
     torch.testing.assert_close(vae.prior().sample((9,)).norm(dim=-1), torch.ones(9))
     q, prior = vae.encode(x), vae.prior()
+    assert not q.support.check(q.mean).any()  # it lies inside the ball
+    torch.testing.assert_close(vae.reconstruct(x), vae.decode(q.mode).mean)
     closed = torch.distributions.kl_divergence(q, prior)
     z = q.sample((4000,))
     ratio = q.log_prob(z) - prior.log_prob(z)

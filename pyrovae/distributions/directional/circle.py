@@ -23,7 +23,8 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import constraints
 
-from pyrovae.distributions.base import EMPTY, can_look
+from pyrovae.distributions.base import EMPTY
+from pyrovae.distributions.directional.rejection import first_accepted
 from pyrovae.distributions.inverse_cdf import InverseCDF
 from pyrovae.distributions.special.bessel import bessel_information, bessel_ratio_complement
 from pyrovae.distributions.special.polar import pathwise_polar
@@ -35,7 +36,6 @@ from pyrovae.distributions.special.von_mises import (
 
 __all__ = ["VonMises", "circle"]
 
-_PROPOSALS = 24  # that none is accepted, where no loop can look, has probability 1e-11
 #: the angles; both ends are the same point
 circle = constraints.interval(-math.pi, math.pi)
 
@@ -45,7 +45,9 @@ class VonMises(InverseCDF, dist.VonMises):
 
     The gradient in :math:`\kappa` is the implicit one, exact; torch's and Pyro's have none. As in
     torch, `mean` is the circular one and `variance` is :math:`1 - E[\cos(z - \mu)]`. The cdf
-    counts from :math:`-\pi`.
+    counts from :math:`-\pi`. Unlike in torch, whose density has period :math:`2\pi` and so no
+    finite integral, values outside :math:`[-\pi, \pi]` are refused: take them modulo
+    :math:`2\pi` first, `torch.remainder(x + torch.pi, 2 * torch.pi) - torch.pi`.
 
     Args:
         loc: :math:`\mu`, any real number; an angle.
@@ -71,22 +73,10 @@ class VonMises(InverseCDF, dist.VonMises):
         super().__init__(loc=loc, concentration=concentration, validate_args=validate_args)
 
     def _noise(self, shape: Size) -> Tensor:
-        return pathwise_polar(2, self._draw, self.concentration.expand(shape))
+        return pathwise_polar(2, self._angle, self.concentration.expand(shape))
 
-    def _draw(self, concentration: Tensor) -> Tensor:
-        """Draw one angle about 0 for each concentration; in a graph from 24 proposals each."""
-        theta, done = self._propose(concentration)
-        if not can_look():
-            for _ in range(_PROPOSALS - 1):
-                other, accepted = self._propose(concentration)
-                theta, done = torch.where(done, theta, other), done | accepted
-            return theta
-        shape, theta, concentration = theta.shape, theta.flatten(), concentration.flatten()
-        left = (~done).flatten().nonzero().squeeze(-1)
-        while left.numel():
-            theta[left], accepted = self._propose(concentration[left])
-            left = left[~accepted]
-        return theta.view(shape)
+    def _angle(self, concentration: Tensor) -> Tensor:
+        return first_accepted(self._propose, concentration)
 
     def _propose(self, concentration: Tensor) -> tuple[Tensor, Tensor]:
         """Return a wrapped Cauchy angle for each element, and whether it is accepted."""

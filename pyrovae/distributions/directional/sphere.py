@@ -24,7 +24,8 @@ from pyro.distributions import constraints as pyro_constraints
 from torch import Size, Tensor
 from torch.distributions import constraints
 
-from pyrovae.distributions.base import Reparameterized, can_look
+from pyrovae.distributions.base import Reparameterized
+from pyrovae.distributions.directional.rejection import first_accepted
 from pyrovae.distributions.special.bessel import (
     bessel_gap,
     bessel_information,
@@ -36,8 +37,6 @@ from pyrovae.distributions.special.polar import pathwise_polar
 from pyrovae.distributions.special.stirling import digamma_difference, lgamma_difference
 
 __all__ = ["PowerSpherical", "SphericalUniform", "VonMisesFisher", "log_area"]
-
-_PROPOSALS = 24  # that none is accepted, where no loop can look, has probability below 1e-11
 
 
 def log_area(dim: int) -> float:
@@ -170,25 +169,13 @@ class VonMisesFisher(_Directional):
     """
 
     def _polar(self, shape: Size) -> tuple[Tensor, Tensor]:
-        theta = pathwise_polar(self.dim, self._draw, self.concentration.expand(shape))
+        theta = pathwise_polar(self.dim, self._angle, self.concentration.expand(shape))
         return theta.cos(), theta.sin()
 
-    def _draw(self, concentration: Tensor) -> Tensor:
-        """Draw one polar angle for each concentration; in a graph from 24 proposals each."""
+    def _angle(self, concentration: Tensor) -> Tensor:
         if self.dim == 3:
             return self._invert(concentration)
-        theta, done = self._propose(concentration)
-        if not can_look():
-            for _ in range(_PROPOSALS - 1):
-                other, accepted = self._propose(concentration)
-                theta, done = torch.where(done, theta, other), done | accepted
-            return theta
-        shape, theta, concentration = theta.shape, theta.flatten(), concentration.flatten()
-        left = (~done).flatten().nonzero().squeeze(-1)
-        while left.numel():
-            theta[left], accepted = self._propose(concentration[left])
-            left = left[~accepted]
-        return theta.view(shape)
+        return first_accepted(self._propose, concentration)
 
     def _invert(self, concentration: Tensor) -> Tensor:
         """Draw the angle in three dimensions, where the cdf of h has a closed inverse."""

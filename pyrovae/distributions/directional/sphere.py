@@ -300,8 +300,8 @@ class SphericalUniform(Reparameterized):
         ValueError: d < 2.
         TypeError: another dtype than float32 and float64.
 
-    >>> SphericalUniform(3).log_prob(torch.tensor([0.0, 0.0, 1.0])).exp() * 4 * torch.pi
-    tensor(1.)
+    >>> SphericalUniform(3).entropy()  # log 4 pi
+    tensor(2.5310)
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}

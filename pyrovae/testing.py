@@ -253,7 +253,7 @@ def _leaves(d: Any, n: int) -> tuple[Any, list[Tensor]]:
         found.append(t.detach().clone().requires_grad_())
         return found[-1]
 
-    given = {k: leaf(v) for k, v in _arguments(wide).items()}
+    given = {k: map_tensors(v, leaf) for k, v in _arguments(wide).items()}
     if found:
         return type(d)(**given), found
     return map_tensors(wide, leaf), found

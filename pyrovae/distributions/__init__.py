@@ -7,6 +7,9 @@ r"""Distributions: reparameterizable families for posteriors, and fast ones for 
 * compositions: `Gamma`, `Erlang`, `Chi2`, `LogNormal`, `Beta`, `Dirichlet`, `FisherSnedecor`;
 * directions: `VonMises` for angles; `VonMisesFisher`, `PowerSpherical` and, as their prior,
   `SphericalUniform` for unit vectors;
+* directions: `VonMises` for angles;
+* implicit: `Mixture` of any of them, `mixture_of` for an encoder's head, `Truncated`, and a family
+  of your own from a density and a cdf (`InverseCDF`);
 * likelihoods: `Bernoulli`, `Binomial` (summed over the event), `ContinuousBernoulli`;
 * for authors of families: `Reparameterized`, `LocationScale`, `InverseCDF`, `Composition`;
 * for whole distributions: `Reshaped`, `map_tensors`;
@@ -47,6 +50,7 @@ from pyrovae.distributions.directional import (
     VonMisesFisher,
 )
 from pyrovae.distributions.elliptical import Elliptical
+from pyrovae.distributions.implicit import Mixture, Truncated, mixture_of
 from pyrovae.distributions.interval import Reciprocal, Triangular, Uniform
 from pyrovae.distributions.inverse_cdf import Hazard, InverseCDF
 from pyrovae.distributions.kumaraswamy import Kumaraswamy
@@ -122,6 +126,7 @@ __all__ = [
     "LocationScale",
     "LogNormal",
     "Logistic",
+    "Mixture",
     "MultivariateNormal",
     "Normal",
     "Pareto",
@@ -133,6 +138,7 @@ __all__ = [
     "SphericalUniform",
     "StudentT",
     "Triangular",
+    "Truncated",
     "Uniform",
     "VonMises",
     "VonMisesFisher",
@@ -143,6 +149,7 @@ __all__ = [
     "kl_gamma",
     "lookup",
     "map_tensors",
+    "mixture_of",
     "names",
     "parse",
     "posterior_class",

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,7 @@ from pyrovae.distributions.directional import (
     circle,
 )
 from pyrovae.distributions.elliptical import Elliptical
+from pyrovae.distributions.implicit import Each, Mixture
 from pyrovae.distributions.interval import Reciprocal, Triangular, Uniform
 from pyrovae.distributions.kumaraswamy import Kumaraswamy
 from pyrovae.distributions.lifetimes import Exponential, Gompertz, Pareto, Rayleigh
@@ -323,11 +324,32 @@ def _fixed_in(posterior: Any, row: Row) -> dict[str, float]:
 
 
 def _find(posterior: Any) -> Row | None:
-    return _known(posterior_class(posterior))
+    families = {posterior_class(d) for d in _parts(posterior)}
+    return _known(families.pop()) if len(families) == 1 else None
+
+
+def _parts(posterior: Any) -> list[Any]:
+    """Return the components of a mixture, through `to_event`; other distributions alone."""
+    inner = posterior
+    while not isinstance(inner, type) and hasattr(inner, "base_dist"):
+        inner = inner.base_dist
+    if not isinstance(inner, Mixture):
+        return [posterior]
+    return [inner.components] if hasattr(inner.components, "log_prob") else list(inner.components)
 
 
 def _known(family: type) -> Row | None:
-    return next((_ROWS[cls] for cls in family.__mro__ if cls in _ROWS), None)
+    found = next((_ROWS[cls] for cls in family.__mro__ if cls in _ROWS), None)
+    part = getattr(family, "component", None)  # of a class made by mixture_of: what fits it fits
+    row = None if part is None else _known(part)
+    if row is None:
+        return found
+
+    def each(domains: dict[str, Constraint]) -> dict[str, Constraint]:
+        return {n: Each(constraints.independent(c, int(family.joint)) if family.joint else c,
+                        family.count) for n, c in domains.items()}  # fmt: skip
+
+    return replace(row, domains=each(row.domains), finite=each(row.finite))
 
 
 def _row(posterior: Any) -> Row:

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from pyrovae.distributions.stable import log1mexp
 
-__all__ = ["Law", "attach", "implicit", "quantile", "quantile_at", "safe_log", "solve"]
+__all__ = ["Law", "attach", "implicit", "inner_ends", "quantile", "quantile_at", "safe_log", "solve"]
 
 
 class Law(Protocol):
@@ -202,13 +202,13 @@ def quantile_at(
             return law.log_cdf(z) - law.log_sf(z) - logit
 
         small = 4 * torch.finfo(low.dtype).eps * (1 - log_share_)
-        z = solve(g, *_inner(low.detach(), high.detach()), look, small)
+        z = solve(g, *inner_ends(low.detach(), high.detach()), look, small)
         if share is not None:
             z = _polish(law, z, share, right, low, high)
     return attach(law, z, right, log_share) if torch.is_grad_enabled() else z
 
 
-def _inner(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+def inner_ends(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Return the first and the last float between two ends, which are not themselves asked for."""
     low, high = torch.broadcast_tensors(low, high)
     least, most = torch.nextafter(low, high), torch.nextafter(high, low)

@@ -152,7 +152,8 @@ def safe_map(domain: Constraint, n: int) -> tuple[tuple[int, ...], Map] | None:
         base = safe_map(domain.base_constraint, n)
         if base is None:
             return None
-        return (n,) * domain.reinterpreted_batch_ndims + base[0], base[1]
+        sizes = getattr(domain, "sizes", (n,) * domain.reinterpreted_batch_ndims)
+        return sizes + base[0], base[1]
     if isinstance(domain, type(constraints.lower_cholesky)):
         return (n * (n + 1) // 2,), lambda a, _: tril(a, n)
     if isinstance(domain, type(constraints.simplex)):

@@ -16,6 +16,7 @@ from tests.distributions.table import ROWS
 NOT_A_FAMILY = {
     "Reparameterized", "LocationScale", "InverseCDF", "Hazard", "Composition",  # bases
     "Bernoulli", "Binomial", "Reshaped",  # discrete; of another distribution's draws
+    "Mixture", "Truncated",  # of other distributions, see test_implicit.py
 }  # fmt: skip
 OWN = [row for row in ROWS if issubclass(row.family, D.Reparameterized)]
 PARAMETRIC = [row for row in OWN if row.family is not D.SphericalUniform]

@@ -10,6 +10,8 @@ has :math:`dz/d\theta = -\partial_\theta F / q(z)`, however it was drawn (Figurn
 * :class:`~pyrovae.distributions.InverseCDF`: your own family from a density and a cdf.
 """
 
+from pyrovae.distributions.implicit.families import Each, mixture_of
 from pyrovae.distributions.implicit.mixture import Mixture
+from pyrovae.distributions.implicit.truncated import Truncated
 
-__all__ = ["Mixture"]
+__all__ = ["Each", "Mixture", "Truncated", "mixture_of"]

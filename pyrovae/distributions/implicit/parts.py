@@ -86,7 +86,7 @@ def between(low: Any, high: Any) -> Any:
         return constraints.interval(low, high)
     if below:
         return constraints.greater_than_eq(low)
-    return constraints.interval(-math.inf, high) if above else constraints.real
+    return constraints.less_than(high) if above else constraints.real
 
 
 def middle(low: Any, high: Any) -> Any:

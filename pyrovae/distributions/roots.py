@@ -229,38 +229,37 @@ def _polish(
 # -- gradients ------------------------------------------------------------------------------------
 
 
-def implicit(law: Law, z: Tensor) -> Tensor:
+def implicit(law: Law, z: Tensor, steps: int = 2) -> Tensor:
     """Return z, drawn by whatever means, with the derivatives of a draw at a fixed cdf."""
     z = z.detach()
-    if not torch.is_grad_enabled():
-        return z
-    with torch.no_grad():
-        right = law.log_sf(z) < law.log_cdf(z)
-    return attach(law, z, right, None)
+    return attach(law, z, None, None, steps) if torch.is_grad_enabled() else z
 
 
-def attach(law: Law, z: Tensor, right: Tensor, log_share: Tensor | None) -> Tensor:
+def attach(
+    law: Law, z: Tensor, right: Tensor | None, log_share: Tensor | None, steps: int = 2
+) -> Tensor:
     """Return z with the derivatives of the solution of log tail(z) = log_share.
 
     Args:
         law: as in :func:`quantile`.
         z: the solution, without a graph.
-        right: whether the tail is the upper one, elementwise.
+        right: whether the tail is the upper one, elementwise; None for the smaller one.
         log_share: its derivatives enter; None for a constant.
+        steps: how many orders of derivatives are right.
     """
-
-    def residual(z: Tensor) -> Tensor:
-        tail = torch.where(right, law.log_sf(z), law.log_cdf(z))
-        off = tail if log_share is None else tail - log_share
-        return torch.where(right, -off, off)
-
+    log_cdf, log_sf = law.log_cdf(z), law.log_sf(z)
+    if right is None:
+        right = log_sf.detach() < log_cdf.detach()
+    sign = torch.where(right, -1.0, 1.0).to(z.dtype)
+    tail = torch.where(right, log_sf, log_cdf)
     with torch.no_grad():
-        tail = torch.where(right, law.log_sf(z), law.log_cdf(z))
-        slope = torch.exp(law.log_prob(z) - tail).clamp_min(torch.finfo(z.dtype).tiny)
-        known = tail.isfinite() & slope.isfinite()
-        slope = torch.where(known, slope, 1.0)
+        slope = torch.exp(law.log_prob(z) - tail)
+        known = tail.isfinite() & slope.isfinite() & (slope > torch.finfo(z.dtype).tiny)
+        per_tail = torch.where(known, sign / torch.where(known, slope, 1.0), 0.0)
     at = z
-    for _ in range(2):
-        r = residual(at)
-        at = at - torch.where(known, r - r.detach(), 0.0) / slope
-    return torch.where(known, at, z)
+    for step in range(steps):
+        if step:
+            tail = torch.where(right, law.log_sf(at), law.log_cdf(at))
+        off = tail if log_share is None else tail - log_share
+        at = at - torch.where(known, off - off.detach(), 0.0) * per_tail
+    return at

@@ -32,7 +32,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
 from pyrovae.distributions.base import Reparameterized, can_look
-from pyrovae.distributions.implicit.parts import Part, between, demand_implicit, ends_of
+from pyrovae.distributions.implicit.parts import Part, between, demand_implicit, ends_of, lazily
 from pyrovae.distributions.implicit.vectors import (
     Conditionals,
     conditionals_of,
@@ -195,12 +195,15 @@ class Mixture(InverseCDF):
     def _rsample(self, shape: Size) -> Tensor:
         with torch.no_grad():
             z = self._sample(shape)
-        if not torch.is_grad_enabled():
-            return z
+        return lazily(self, z, lambda d, steps: d._moved(z, steps)) if (
+            torch.is_grad_enabled()) else z  # fmt: skip
+
+    def _moved(self, z: Tensor, steps: int) -> Tensor:
+        """Return draws z with the derivatives of draws at a fixed cdf, or conditional cdfs."""
         if not self.event_shape:
-            return implicit(_Logs(self), z)
+            return implicit(_Logs(self), z, steps)
         flat = z.flatten(-len(self.event_shape))
-        return move(self._conditionals(), self.log_weights, flat).reshape(z.shape)
+        return move(self._conditionals(), self.log_weights, flat, steps).reshape(z.shape)
 
     def _sample(self, shape: Size) -> Tensor:
         """Draw from all components and choose among them, by Gumbel's trick."""

@@ -16,10 +16,20 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from pyrovae.distributions.reshape import map_tensors
 from pyrovae.distributions.roots import safe_log
 from pyrovae.distributions.stable import log1mexp
 
-__all__ = ["Part", "between", "complement", "demand_implicit", "ends_of", "middle", "unchecked"]
+__all__ = [
+    "Part",
+    "between",
+    "complement",
+    "demand_implicit",
+    "ends_of",
+    "lazily",
+    "middle",
+    "unchecked",
+]
 
 _NO_SLOPE = {"Gamma", "Chi2", "InverseGamma"}  # torch's cdf has no derivative in the concentration
 
@@ -158,3 +168,55 @@ def complement(log_p: Tensor) -> Tensor:
     """Return log(1 - p) of log p <= 0, minus infinity with slope 0 at p = 1."""
     some = log_p < 0
     return torch.where(some, log1mexp(torch.where(some, -log_p, 1.0)), -math.inf)
+
+
+# -- gradients on demand --------------------------------------------------------------------------
+
+
+class _Lazily(torch.autograd.Function):
+    """A draw whose derivatives are worked out when somebody asks for them."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, moved: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        ctx.moved = moved
+        ctx.save_for_backward(*tensors)
+        return z.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        again = torch.is_grad_enabled()  # the graph of the gradient is wanted too
+        with torch.enable_grad():
+            fresh = [t.view_as(t) if again else t.detach() for t in ctx.saved_tensors]
+            fresh = [t if t.requires_grad else t.requires_grad_() for t in fresh]
+            z = ctx.moved(fresh, 2 if again else 1)
+            slopes = torch.autograd.grad(z, fresh, g, create_graph=again, allow_unused=True)
+        return (None, None, *slopes)
+
+
+def lazily(d: Any, z: Tensor, moved: Callable[[Any, int], Tensor]) -> Tensor:
+    """Return the draws z of d with derivatives in every tensor that d holds.
+
+    Args:
+        d: the distribution.
+        z: draws without a graph.
+        moved: `moved(d, steps)` returns z with that many orders of derivatives in the tensors of
+            d; it is called in the backward pass, with d built anew of other tensors.
+    """
+    if torch._C._are_functorch_transforms_active():
+        return moved(d, 2)
+    tensors: list[Tensor] = []
+
+    def look(t: Tensor) -> Tensor:
+        if t.requires_grad:
+            tensors.append(t)
+        return t
+
+    map_tensors(d, look)
+    if not tensors:
+        return z
+
+    def with_tensors(fresh: list[Tensor], steps: int) -> Tensor:
+        rest = iter(fresh)
+        return moved(map_tensors(d, lambda t: next(rest) if t.requires_grad else t), steps)
+
+    return _Lazily.apply(z, with_tensors, *tensors)

@@ -37,6 +37,7 @@ from pyrovae.distributions.implicit.parts import (
     complement,
     demand_implicit,
     ends_of,
+    lazily,
     middle,
 )
 from pyrovae.distributions.inverse_cdf import InverseCDF
@@ -155,7 +156,11 @@ class Truncated(InverseCDF):
         log_u, log_v = -e, log1mexp(e)
         flip = self._either_sign(torch.ones_like(e)) > 0  # both ends get the digits of their own
         log_u, log_v = torch.where(flip, log_v, log_u), torch.where(flip, log_u, log_v)
-        return self._hold_inside(self._cut().point(log_u, log_v).to(self._like().dtype))
+        with torch.no_grad():
+            z = self._cut().point(log_u, log_v)
+        if torch.is_grad_enabled():
+            z = lazily(self, z, lambda d, steps: d._cut().moved(z, log_u, log_v, steps))
+        return self._hold_inside(z.to(self._like().dtype))
 
     def _hold_inside(self, z: Tensor) -> Tensor:
         """Return draws strictly inside, the gradient as if nothing had been held."""
@@ -290,17 +295,21 @@ class _Cut:
         return torch.where(first, below, rest), torch.where(first, rest, above)
 
     def point(self, log_u: Tensor, log_v: Tensor) -> Tensor:
-        """Return the quantile of u, with v = 1 - u, and its derivatives in all that it depends on.
-
-        Solves F(z) = v F(low) + u F(high) or the same of S, whichever is the smaller.
-        """
-        shares = [torch.logaddexp(log_v + a, log_u + b) for a, b in (
-            (self.at_low[0], self.at_high[0]), (self.at_low[1], self.at_high[1]))]  # fmt: skip
-        right = shares[1] < shares[0]
-        log_share = torch.where(right, shares[1], shares[0])
+        """Return the quantile of u, with v = 1 - u, and its derivatives in all it depends on."""
         with torch.no_grad():
-            z = self._find(log_share, right, log_u, log_v)
-        return attach(self.part, z, right, log_share) if torch.is_grad_enabled() else z
+            z = self._find(*self._share(log_u, log_v), log_u, log_v)
+        return self.moved(z, log_u, log_v, 2) if torch.is_grad_enabled() else z
+
+    def _share(self, log_u: Tensor, log_v: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logarithm of v F(low) + u F(high) or the same of S, and whether it is S."""
+        below = torch.logaddexp(log_v + self.at_low[0], log_u + self.at_high[0])
+        above = torch.logaddexp(log_v + self.at_low[1], log_u + self.at_high[1])
+        right = above.detach() < below.detach()
+        return torch.where(right, above, below), right
+
+    def moved(self, z: Tensor, log_u: Tensor, log_v: Tensor, steps: int) -> Tensor:
+        log_share, right = self._share(log_u, log_v)
+        return attach(self.part, z, right, log_share, steps)
 
     def _find(self, log_share: Tensor, right: Tensor, log_u: Tensor, log_v: Tensor) -> Tensor:
         """Ask the base for the quantile where the share is a float, else look for the root."""

@@ -66,7 +66,7 @@ class Conditionals(Protocol):
         """
 
 
-def move(c: Conditionals, log_weights: Tensor, z: Tensor) -> Tensor:
+def move(c: Conditionals, log_weights: Tensor, z: Tensor, steps: int = 2) -> Tensor:
     """Return the draws z `[..., D]` with the derivatives of draws at fixed conditional cdfs."""
     z = z.detach()
     with torch.no_grad():
@@ -87,7 +87,7 @@ def move(c: Conditionals, log_weights: Tensor, z: Tensor) -> Tensor:
         step = torch.where(known, sign / torch.where(known, slope, 1.0), 0.0)
     eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
     at = z
-    for _ in range(2):
+    for _ in range(steps):
         r = log_sum_exp(_prior(c, log_weights, at) + c.log_tail(at, right), -2)
         rise = torch.where(known, r - r.detach(), 0.0) * step
         solved = torch.linalg.solve_triangular(eye + lower, rise.unsqueeze(-1), upper=False)

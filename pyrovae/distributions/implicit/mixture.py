@@ -166,10 +166,10 @@ class Mixture(InverseCDF):
         return self._mix("sf", z)
 
     def _log_cdf(self, z: Tensor) -> Tensor:
-        return self._mix_logs("log_cdf", z)
+        return _near_one(self._mix_logs("log_cdf", z), self._mix("sf", z))
 
     def _log_sf(self, z: Tensor) -> Tensor:
-        return self._mix_logs("log_sf", z)
+        return _near_one(self._mix_logs("log_sf", z), self._mix("cdf", z))
 
     def _root(self, p: Tensor, upper: bool) -> Tensor:
         self._demand_univariate("isf" if upper else "icdf")
@@ -264,11 +264,22 @@ class Mixture(InverseCDF):
 
 
 class _Logs:
-    """A univariate mixture as a law, without validation."""
+    """A univariate mixture as a law of which only the smaller tail is used."""
 
     def __init__(self, d: Mixture) -> None:
-        self.log_prob, self.log_cdf, self.log_sf = d._log_prob, d._log_cdf, d._log_sf
-        self.cdf, self.sf = d._cdf, d._sf
+        self._mix, self.log_prob, self.cdf, self.sf = d._mix_logs, d._log_prob, d._cdf, d._sf
+
+    def log_cdf(self, z: Tensor) -> Tensor:
+        return self._mix("log_cdf", z)
+
+    def log_sf(self, z: Tensor) -> Tensor:
+        return self._mix("log_sf", z)
+
+
+def _near_one(log_tail: Tensor, rest: Tensor) -> Tensor:
+    """Return the logarithm of a tail, from one minus the other where that is the smaller."""
+    near = rest < 0.5
+    return torch.where(near, torch.log1p(-torch.where(near, rest, 0.0)), log_tail)
 
 
 def _asks(name: str) -> Callable[[Any, Tensor], Tensor]:

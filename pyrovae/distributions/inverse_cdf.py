@@ -103,7 +103,7 @@ class InverseCDF(Reparameterized):
             with torch.no_grad():
                 z = self._sample(shape)
             return implicit(_Tails(self), z)
-        if type(self).icdf is not InverseCDF.icdf:
+        if type(self).icdf is not InverseCDF.icdf or not _known_tails(self):
             return self.icdf(self._uniform(shape))
         log_share = -math.log(2) - self._exponential(shape)  # of the tail, at most a half
         right = self._either_sign(torch.ones_like(log_share)) > 0

@@ -45,7 +45,6 @@ class _Made(type(Mixture)):
 copyreg.pickle(_Made, lambda cls: (mixture_of, (cls.component, cls.count, cls.joint)))
 
 
-@lru_cache(maxsize=64)
 def mixture_of(family: type, count: int, joint: bool = False) -> type:
     """Return the class of mixtures of `count` components of a family.
 
@@ -87,6 +86,12 @@ def mixture_of(family: type, count: int, joint: bool = False) -> type:
             f"mixture_of: the parameters {bound} of {family.__name__} bound each other, a head "
             "cannot predict several of them; build Mixture(logits, components) yourself"
         )
+    return _make(family, int(count), bool(joint))
+
+
+@lru_cache(maxsize=64)
+def _make(family: type, count: int, joint: bool) -> type:
+    known = family.arg_constraints
     support = constraints.independent(family.support, 1) if joint else family.support
     own = {n: constraints.independent(c, 1) if joint else c for n, c in known.items()}
     return _Made(

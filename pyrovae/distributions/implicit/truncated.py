@@ -312,22 +312,26 @@ class _Cut:
         return attach(self.part, z, right, log_share, steps)
 
     def _find(self, log_share: Tensor, right: Tensor, log_u: Tensor, log_v: Tensor) -> Tensor:
-        """Ask the base for the quantile where the share is a float, else look for the root."""
+        """Ask the base for the quantile where the share is a float, else solve for it."""
         low, high = self.low.expand(log_share.shape), self.high.expand(log_share.shape)
         direct = self._direct(log_share, right)
-        direct = torch.minimum(torch.maximum(direct, low), high)
-        lost = ~direct.isfinite() | (log_share < -600) | self._narrow()
-        if can_look() and not bool(lost.any()):
-            return direct
-        logit = log_u - log_v
+        left = self.at_high[0] < self.at_low[1]
+        below, above = self.at_high[0] - self.at_low[0], self.at_low[1] - self.at_high[1]
+        narrow = torch.where(left, below, above) < 1e-5
+        far = (log_share < -600) | ~direct.isfinite()
+        z = torch.where(narrow, self._between(log_u.exp()), direct)
+        z = torch.minimum(torch.maximum(z, low), high)
+        if not can_look():
+            return torch.where(far & ~narrow, self._newton(log_share, right), z)
+        if not bool((far & ~narrow).any()):
+            return z
 
         def g(z: Tensor) -> Tensor:
-            below, above = self._either(z)
-            return below - above - logit
+            log_tail = torch.where(right, -self.part.log_sf(z), self.part.log_cdf(z))
+            return log_tail + torch.where(right, log_share, -log_share)
 
-        small = 4 * torch.finfo(low.dtype).eps * (1 + logit.abs())
-        root = solve(g, *inner_ends(low, high), can_look(), small)
-        return torch.where(lost, root, direct)
+        small = 4 * torch.finfo(low.dtype).eps * log_share.abs()
+        return torch.where(far & ~narrow, solve(g, *inner_ends(low, high), True, small), z)
 
     def _direct(self, log_share: Tensor, right: Tensor) -> Tensor:
         share = log_share.exp()
@@ -336,9 +340,28 @@ class _Cut:
         except NotImplementedError:
             return torch.full_like(log_share, math.nan)
 
-    def _narrow(self) -> Tensor:
-        gap = torch.minimum(self.at_high[0] - self.at_low[0], self.at_low[1] - self.at_high[1])
-        return gap < 1e-3
+    def _between(self, u: Tensor) -> Tensor:
+        """Return the quantile of a density whose logarithm is linear, as it is between near ends."""
+        known = self.low.isfinite() & self.high.isfinite()
+        low, high = torch.where(known, self.low, 0.0), torch.where(known, self.high, 1.0)
+        rise = self.part.log_prob(high) - self.part.log_prob(low)
+        rise = torch.where(rise.isfinite() & (rise.abs() > 1e-12), rise, 1e-12)
+        return low + (high - low) * (torch.log1p(u * torch.expm1(rise)) / rise)
+
+    def _newton(self, log_share: Tensor, right: Tensor) -> Tensor:
+        """Solve log tail(z) = log_share where no loop can stop: from the end that has more mass.
+
+        For a log-concave density the tail is too, and the steps converge from one side.
+        """
+        low, high = self.low.expand(right.shape), self.high.expand(right.shape)
+        z = torch.where(right, low, high)
+        z = torch.where(z.isfinite(), z, middle(self.low, self.high))
+        for _ in range(12):
+            log_tail = torch.where(right, self.part.log_sf(z), self.part.log_cdf(z))
+            step = (log_tail - log_share) * torch.exp(log_tail - self.part.log_prob(z))
+            step = torch.where(right, step, -step).nan_to_num(0.0, 0.0, 0.0)
+            z = torch.minimum(torch.maximum(z + step, low), high)
+        return z
 
     def heavy(self, order: float, upper: bool) -> Tensor:
         """Whether a tail that was not cut off falls as slowly as z^-order."""

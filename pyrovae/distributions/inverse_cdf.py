@@ -5,8 +5,8 @@ family gives :math:`F^{-1}` (`icdf`) and :math:`\log q` (`_log_prob`), and has a
 
 Where no :math:`F^{-1}` is known, F itself will do: with `_cdf` instead of `icdf`, quantiles are
 found by :mod:`~pyrovae.distributions.roots`, to the last float and with the derivatives of an
-implicit function, :math:`dz/d\theta = -\partial_\theta F / q` (Figurnov, Mohamed and Mnih 2018, arXiv
-1805.08498).
+implicit function, :math:`dz/d\theta = -\partial_\theta F / q` (Figurnov, Mohamed and Mnih 2018,
+arXiv 1805.08498).
 
 For a positive z the survival function has the form :math:`P(Z > z) = e^{-H(z)}`, with a cumulative
 hazard H that rises from 0 to infinity. Then

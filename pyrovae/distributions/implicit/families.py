@@ -67,8 +67,8 @@ def mixture_of(family: type, count: int, joint: bool = False) -> type:
 
     >>> import torch
     >>> from pyrovae.distributions import Laplace
-    >>> d = mixture_of(Laplace, 2)(torch.zeros(5, 2), loc=torch.zeros(5, 2), scale=torch.ones(5, 2))
-    >>> d.batch_shape
+    >>> zero = torch.zeros(5, 2)
+    >>> mixture_of(Laplace, 2)(zero, loc=zero, scale=zero + 1).batch_shape
     torch.Size([5])
     """
     known = getattr(family, "arg_constraints", None)

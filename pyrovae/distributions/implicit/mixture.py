@@ -31,7 +31,7 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 
-from pyrovae.distributions.base import Reparameterized, can_look
+from pyrovae.distributions.base import Reparameterized
 from pyrovae.distributions.implicit.parts import Part, between, demand_implicit, ends_of, lazily
 from pyrovae.distributions.implicit.vectors import (
     Conditionals,
@@ -97,8 +97,8 @@ class Mixture(InverseCDF):
             batch = torch.broadcast_shapes(logits.shape[:-1], *shapes)
         except RuntimeError as error:
             raise ValueError(
-                f"Mixture: batch shapes do not broadcast: logits {tuple(logits.shape)} without the "
-                f"last dimension, components {[tuple(s) for s in shapes]}"
+                f"Mixture: batch shapes do not broadcast: logits {tuple(logits.shape)} without "
+                f"the last dimension, components {[tuple(s) for s in shapes]}"
             ) from error
         self._together = together
         self.components = _expanded(components if together else parts, batch, count)
@@ -195,8 +195,9 @@ class Mixture(InverseCDF):
     def _rsample(self, shape: Size) -> Tensor:
         with torch.no_grad():
             z = self._sample(shape)
-        return lazily(self, z, lambda d, steps: d._moved(z, steps)) if (
-            torch.is_grad_enabled()) else z  # fmt: skip
+        if not torch.is_grad_enabled():
+            return z
+        return lazily(self, z, lambda d, steps: d._moved(z, steps))
 
     def _moved(self, z: Tensor, steps: int) -> Tensor:
         """Return draws z with the derivatives of draws at a fixed cdf, or conditional cdfs."""
@@ -253,7 +254,7 @@ class Mixture(InverseCDF):
         return self.logits.new_full(self.batch_shape + self.event_shape, math.nan)
 
     def entropy(self) -> Tensor:
-        """Say that there is none in closed form: estimate :math:`-E[\\log q]` from draws."""
+        """Say that there is none in closed form."""
         raise NotImplementedError(
             "Mixture: the entropy of a mixture has no closed form; average -log_prob over draws"
         )
@@ -317,8 +318,7 @@ def _hull(supports: list[Any], axis: int | None) -> Any:
     ends = [ends_of(s) for s in inner]
     plain = not any(isinstance(end, Tensor) for pair in ends for end in pair)
     if plain and len(set(ends)) == 1 and len({type(s) for s in inner}) == 1:
-        return constraints.real if isinstance(inner[0], type(constraints.real_vector)) else (
-            inner[0])  # fmt: skip
+        return inner[0]
     if plain:
         low, high = min(e[0] for e in ends), max(e[1] for e in ends)
     else:
@@ -329,8 +329,7 @@ def _hull(supports: list[Any], axis: int | None) -> Any:
 
 def _extreme(ends: list[Any], axis: int | None, both: Callable, along: Callable) -> Any:
     if not any(isinstance(end, Tensor) for end in ends):
-        return ends[0] if len(set(ends)) == 1 else (max(ends) if both is torch.maximum else (
-            min(ends)))  # fmt: skip
+        return max(ends) if both is torch.maximum else min(ends)
     like = next(end for end in ends if isinstance(end, Tensor))
     tensors = [torch.as_tensor(end).to(like) for end in ends]
     if axis is not None:

@@ -56,8 +56,8 @@ def demand_implicit(who: str, d: Any) -> None:
         )
     if type(d).cdf is Distribution.cdf or (name in _NO_SLOPE and not hasattr(d, "log_sf")):
         raise ValueError(
-            f"{who}: {name} of {type(d).__module__.split('.')[0]} has no differentiable cdf, which "
-            "implicit gradients need; use the class of pyrovae.distributions, or one with cdf"
+            f"{who}: {name} of {type(d).__module__.split('.')[0]} has no differentiable cdf, "
+            "which implicit gradients need; use the class of pyrovae.distributions"
         )
 
 
@@ -72,7 +72,7 @@ def unchecked(d: Any) -> Any:
 
 
 def ends_of(support: Any) -> tuple[Any, Any]:
-    """Return the ends of an interval of the line: numbers or tensors, infinite where there is none.
+    """Return the ends of an interval of the line, numbers or tensors, infinite where it is open.
 
     Raises:
         ValueError: the set is no such interval.
@@ -102,10 +102,9 @@ def between(low: Any, high: Any) -> Any:
 def middle(low: Any, high: Any) -> Any:
     """Return a point inside an interval, for tensors elementwise."""
     if not isinstance(low, Tensor) and not isinstance(high, Tensor):
-        if math.isinf(low) or math.isinf(high):
-            return 0.0 if low == -high else low + abs(low) + 1 if math.isinf(high) else (
-                high - abs(high) - 1)  # fmt: skip
-        return low + (high - low) / 2
+        if math.isinf(low):
+            return 0.0 if math.isinf(high) else high - abs(high) - 1
+        return low + abs(low) + 1 if math.isinf(high) else low + (high - low) / 2
     like = low if isinstance(low, Tensor) else high
     low, high = torch.broadcast_tensors(
         torch.as_tensor(low).to(like).detach(), torch.as_tensor(high).to(like).detach()

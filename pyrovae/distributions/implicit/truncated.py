@@ -6,15 +6,15 @@ side where the tails are small, as a difference of logarithms,
 .. math:: \log P_0 = \log S_0(l) + \log\!\left(1 - e^{-g}\right), \quad
     g = \log S_0(l) - \log S_0(h), \qquad\text{or likewise with } F_0,
 
-and where the two ends are so close that g cancels, it is the integral of the density. A draw solves
-:math:`S_0(z) = (1 - u)\,S_0(l) + u\,S_0(h)`, or the same for :math:`F_0`, a sum of positive terms whose
-logarithm does not underflow: a Normal cut to [30, 31] or to [-40, -39] is drawn and scored like any
-other. With that equation held, z moves with the parameters of :math:`q_0` and with both ends
-(:mod:`pyrovae.distributions.roots`). All of it is computed in float64 and rounded once.
+and where the two ends are so close that g cancels, it is the integral of the density. A draw
+solves :math:`S_0(z) = (1 - u)\,S_0(l) + u\,S_0(h)`, or the same for :math:`F_0`, a sum of positive
+terms whose logarithm does not underflow: a Normal cut to [30, 31] or to [-40, -39] is drawn and
+scored like any other. With that equation held, z moves with the parameters of :math:`q_0` and with
+both ends (:mod:`pyrovae.distributions.roots`). All of it is computed in float64 and rounded once.
 
 Moments and the entropy are integrals of the quantile function over u, by the double-exponential
-rule of Takahasi and Mori (1974), doi 10.2977/prims/1195192451, which no tail that has the moment is
-too long for.
+rule of Takahasi and Mori (1974), doi 10.2977/prims/1195192451, for which no tail that has the
+moment is too long.
 """
 
 from __future__ import annotations
@@ -285,7 +285,7 @@ class _Cut:
         return self._either(z)[1]
 
     def _either(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both tails: each its share of the mass, or one minus the other if that is less."""
+        """Return both tails: the smaller by its mass, the other as one minus it."""
         at, low, high = self._tails(z), self.low.expand(z.shape), self.high.expand(z.shape)
         below = self._mass(low, self.at_low, z, at) - self.log_mass
         above = self._mass(z, at, high, self.at_high) - self.log_mass
@@ -341,7 +341,7 @@ class _Cut:
             return torch.full_like(log_share, math.nan)
 
     def _between(self, u: Tensor) -> Tensor:
-        """Return the quantile of a density whose logarithm is linear, as it is between near ends."""
+        """Return the quantile of a density with a linear logarithm, as it is between near ends."""
         known = self.low.isfinite() & self.high.isfinite()
         low, high = torch.where(known, self.low, 0.0), torch.where(known, self.high, 1.0)
         rise = self.part.log_prob(high) - self.part.log_prob(low)

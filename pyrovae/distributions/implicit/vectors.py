@@ -2,9 +2,9 @@ r"""Implicit reparameterization of vectors, coordinate by coordinate.
 
 A mixture of vectors has no one cdf, but the distributional transform
 :math:`u_d = F(z_d \mid z_1, \ldots, z_{d-1})` makes it D independent uniforms. A draw at fixed u
-moves by :math:`dz = -(\partial u / \partial z)^{-1}\, \partial_\theta u\, d\theta`, and the matrix is
-triangular (Figurnov, Mohamed and Mnih 2018, arXiv 1805.08498, section 4, who differentiate all of
-it automatically). If each component's coordinates are independent, or its conditionals known
+moves by :math:`dz = -(\partial u / \partial z)^{-1}\, \partial_\theta u\, d\theta`, and the matrix
+is triangular (Figurnov, Mohamed and Mnih 2018, arXiv 1805.08498, who differentiate all of it
+automatically). If each component's coordinates are independent, or its conditionals known
 otherwise, it is explicit. With the weights given what is left of d,
 
 .. math:: w_{md} \propto w_m \prod_{j < d} q_m(z_j \mid z_{<j}), \qquad
@@ -14,10 +14,10 @@ otherwise, it is explicit. With the weights given what is left of d,
     (\rho_{md} - w_{md})\, \partial_j \log q_m(z_{<d}) + \rho_{md}\, \partial_j \log F_{md},
     \quad j < d,
 
-with :math:`\log S` in the place of :math:`\log F` where that is the smaller tail. The last term is 0
-for independent coordinates. A Gaussian component is whitened, :math:`\epsilon = L^{-1}(z - \mu)`: since
-L is triangular, :math:`F_{md} = \Phi(\epsilon_d)` and :math:`\partial_j \log F_{md} =
-\varphi(\epsilon_d) / \Phi(\epsilon_d)\, L^{-1}_{dj}`.
+with :math:`\log S` in the place of :math:`\log F` where that is the smaller tail. The last term is
+0 for independent coordinates. A Gaussian component is whitened,
+:math:`\epsilon = L^{-1}(z - \mu)`: since L is triangular, :math:`F_{md} = \Phi(\epsilon_d)` and
+:math:`\partial_j \log F_{md} = \varphi(\epsilon_d) / \Phi(\epsilon_d)\, L^{-1}_{dj}`.
 
 The gradient depends on the order of the coordinates; its expectation does not.
 """
@@ -53,7 +53,7 @@ class Conditionals(Protocol):
         """Return log q_m(z_d | z_<d), `[..., M, D]`."""
 
     def log_tail(self, z: Tensor, right: Tensor | None, upper: bool = False) -> Tensor:
-        """Return log S_md where `right` `[..., D]`, else log F_md; one of them where it is None."""
+        """Return log S_md where `right` `[..., D]`, else log F_md; None: as `upper` says."""
 
     def coupling(self, z: Tensor, right: Tensor, lean: Tensor, post: Tensor) -> Tensor:
         r"""Return the sums over m of the docstring above, `[..., D, D]`; only j < d is asked for.
@@ -97,9 +97,8 @@ def move(c: Conditionals, log_weights: Tensor, z: Tensor, steps: int = 2) -> Ten
 
 def _prior(c: Conditionals, log_weights: Tensor, z: Tensor) -> Tensor:
     """Return log w_md, the weights given the coordinates before d, `[..., M, D]`."""
-    score = c.log_prob(z)[..., :-1].clamp_min(torch.finfo(z.dtype).min / 1e3)
-    before = torch.cat([torch.zeros_like(score[..., :1]), score.cumsum(-1)], -1) if (
-        z.shape[-1] > 1) else torch.zeros_like(c.log_prob(z))  # fmt: skip
+    score = c.log_prob(z).clamp_min(torch.finfo(z.dtype).min / 1e6)
+    before = torch.cat([torch.zeros_like(score[..., :1]), score[..., :-1].cumsum(-1)], -1)
     return (log_weights.unsqueeze(-1) + before).log_softmax(-2)
 
 
@@ -115,9 +114,9 @@ def demand_conditionals(who: str, d: Any) -> None:
         return
     if _gaussian(d) is None:
         raise ValueError(
-            f"{who}: components with {len(d.event_shape)} event dimension(s) must have independent "
-            "coordinates (a univariate family and to_event) or be Gaussian (MultivariateNormal, "
-            f"Elliptical with radial.Normal and scale_tril or scale_diag); got {type(d).__name__}"
+            f"{who}: vector components must have independent coordinates (a univariate family and "
+            "to_event) or be Gaussian (MultivariateNormal, or Elliptical with radial.Normal and "
+            f"scale_tril or scale_diag), so that their conditionals are known; got {type(d).__name__}"
         )
 
 
@@ -195,7 +194,9 @@ class _Gaussian:
     def coupling(self, z: Tensor, right: Tensor, lean: Tensor, post: Tensor) -> Tensor:
         white = self._white(z)
         eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-        inverse = torch.linalg.solve_triangular(self.tril, eye.expand(self.tril.shape), upper=False)
+        inverse = torch.linalg.solve_triangular(
+            self.tril, eye.expand(self.tril.shape), upper=False
+        )
         slopes = -white.unsqueeze(-1) * inverse  # of log q_m(z_i | z_<i) in z_j: [..., M, i, j]
         before = slopes.cumsum(-2) - slopes
         density = -0.5 * white.square() - 0.5 * math.log(2 * math.pi)

@@ -1,8 +1,8 @@
 r"""Implicit reparameterization: draws from anything, moved by the cdf that they keep.
 
-Where no map :math:`z = g_\theta(\epsilon)` is known but the cdf is, a draw z at a fixed value of its
-cdf has :math:`dz/d\theta = -\partial_\theta F / q(z)`, however it was drawn (Figurnov, Mohamed and
-Mnih 2018, arXiv 1805.08498):
+Where no map :math:`z = g_\theta(\epsilon)` is known but the cdf is, a draw z at a fixed value of
+its cdf has :math:`dz/d\theta = -\partial_\theta F / q(z)`, however it was drawn (Figurnov, Mohamed
+and Mnih 2018, arXiv 1805.08498):
 
 * :class:`Mixture`: of any reparameterizable components, univariate or vectors, with gradients to
   the weights too; :func:`mixture_of` makes a family of them, for an encoder's head;

@@ -116,7 +116,8 @@ def demand_conditionals(who: str, d: Any) -> None:
         raise ValueError(
             f"{who}: vector components must have independent coordinates (a univariate family and "
             "to_event) or be Gaussian (MultivariateNormal, or Elliptical with radial.Normal and "
-            f"scale_tril or scale_diag), so that their conditionals are known; got {type(d).__name__}"
+            "scale_tril or scale_diag), so that their conditionals are known; got "
+            f"{type(d).__name__}"
         )
 
 

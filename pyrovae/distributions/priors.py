@@ -316,7 +316,8 @@ def _fixed_in(posterior: Any, row: Row) -> dict[str, float]:
     else:
         while row.fixed and hasattr(posterior, "base_dist"):
             posterior = posterior.base_dist
-        given = {name: getattr(posterior, name) for name in row.fixed}
+        part = _parts(posterior)[0]
+        given = {name: getattr(part, name) for name in row.fixed}
     return {
         name: torch.as_tensor(given.get(name, usual)).max().item()
         for name, usual in row.fixed.items()

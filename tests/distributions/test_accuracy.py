@@ -11,7 +11,7 @@ import torch
 
 from pyrovae import distributions as D
 from tests.distributions import accuracy_of_integrals as integrals
-from tests.distributions.accuracy import ORACLES, truncated_normal, worst_excess
+from tests.distributions.accuracy import ORACLES, worst_excess
 from tests.distributions.accuracy_of_moments import MOMENTS, worst_excess_of_moments
 from tests.distributions.table import ROWS
 
@@ -36,8 +36,7 @@ def test_every_univariate_family_is_here():
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_excess_wrong_bits(family, dtype):
-    slow = family is truncated_normal  # its quantiles are roots, to the last float
-    check(worst_excess(family, dtype, draws=1 if slow else 4, seed=1))
+    check(worst_excess(family, dtype, draws=4, seed=1))
 
 
 @pytest.mark.parametrize("family", INTEGRALS)

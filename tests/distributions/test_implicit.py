@@ -23,6 +23,7 @@ from pyrovae import distributions as D
 from pyrovae.distributions.implicit.parts import lazily
 from pyrovae.distributions.roots import solve
 from pyrovae.testing import check_distribution
+from tests.distributions.accuracy_of_implicit import CASES, worst_excess
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -669,6 +670,25 @@ def test_an_end_outside_of_the_bases_support_does_not_cut():
         d.log_prob(torch.tensor(-1.0))
     expected = D.Truncated(D.Gamma(2.0, 1.0), high=4.0).log_prob(torch.tensor(1.0))
     torch.testing.assert_close(d.log_prob(torch.tensor(1.0)), expected)
+
+
+# -- accuracy -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", CASES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_excess_wrong_bits(family, dtype):
+    """At most 4, as of every family: tails, their logarithms, densities, quantiles."""
+    for name, (bits, inputs, got) in worst_excess(family, dtype, draws=1, seed=1).items():
+        assert bits <= 4.0, f"{name} at {inputs}: {got}, {bits:.1f} excess wrong bits"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", CASES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_excess_wrong_bits_on_the_full_grid(family, dtype):
+    for name, (bits, inputs, got) in worst_excess(family, dtype, draws=30, seed=2).items():
+        assert bits <= 4.0, f"{name} at {inputs}: {got}, {bits:.1f} excess wrong bits"
 
 
 # -- both, in programs ----------------------------------------------------------------------------

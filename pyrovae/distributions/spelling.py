@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
+from pyrovae.distributions.implicit import Each
 from pyrovae.distributions.priors import default_prior
 
 __all__ = ["bind", "build", "full", "spell", "spell_values", "split", "split_list"]
@@ -164,6 +165,10 @@ def full(family: type, name: str, value: float, zero: Tensor) -> Tensor:
         zero: zeros of the shape of a latent.
     """
     domain = _parameters(family)[name]
+    if isinstance(domain, Each):  # the components of a mixture, all alike
+        if domain.event_dim == 1 or family.joint:
+            return torch.tensor(value).to(zero)
+        domain = domain.base_constraint
     if isinstance(domain, _SQUARE):
         n = zero.shape[-1]
         return (value * torch.eye(n).to(zero)).expand(zero.shape + (n,))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copyreg
 from collections.abc import Mapping
 from functools import lru_cache
+from inspect import Parameter, Signature, signature
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +19,8 @@ from torch.distributions import Distribution, constraints
 from pyrovae.distributions.implicit.mixture import Mixture
 
 __all__ = ["Each", "mixture_of"]
+
+_PLAIN = Parameter.POSITIONAL_OR_KEYWORD
 
 
 class Each(constraints.independent):
@@ -40,6 +43,10 @@ class _Made(type(Mixture)):
         if cls.joint:
             parts = parts.to_event(1)
         return Mixture(logits, parts, validate_args=validate_args)
+
+    @property
+    def __signature__(cls) -> Signature:
+        return cls.signature
 
 
 copyreg.pickle(_Made, lambda cls: (mixture_of, (cls.component, cls.count, cls.joint)))
@@ -94,6 +101,8 @@ def _make(family: type, count: int, joint: bool) -> type:
     known = family.arg_constraints
     support = constraints.independent(family.support, 1) if joint else family.support
     own = {n: constraints.independent(c, 1) if joint else c for n, c in known.items()}
+    names = [n for n in signature(family).parameters if n in known]
+    keyword = [Parameter(n, Parameter.KEYWORD_ONLY) for n in (*names, "validate_args")]
     return _Made(
         f"Mixture{count}{family.__name__}",
         (Mixture,),
@@ -104,6 +113,7 @@ def _make(family: type, count: int, joint: bool) -> type:
                 "logits": Each(constraints.real, count),
                 **{n: Each(c, count) for n, c in own.items()},
             },
+            "signature": Signature([Parameter("logits", _PLAIN), *keyword]),
             "support": support,
             "component": family,
             "count": count,

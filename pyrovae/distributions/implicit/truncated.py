@@ -68,7 +68,7 @@ class Truncated(InverseCDF):
     >>> from pyrovae.distributions import Normal
     >>> d = Truncated(Normal(0.0, 1.0), low=30.0, high=31.0)
     >>> d.mean, d.log_prob(torch.tensor(30.0))
-    (tensor(30.0332), tensor(3.4023))
+    (tensor(30.0333), tensor(3.4023))
     """
 
     arg_constraints = {"low": _END, "high": _END}

@@ -44,10 +44,6 @@ class _Made(type(Mixture)):
             parts = parts.to_event(1)
         return Mixture(logits, parts, validate_args=validate_args)
 
-    @property
-    def __signature__(cls) -> Signature:
-        return cls.signature
-
 
 copyreg.pickle(_Made, lambda cls: (mixture_of, (cls.component, cls.count, cls.joint)))
 
@@ -103,7 +99,7 @@ def _make(family: type, count: int, joint: bool) -> type:
     own = {n: constraints.independent(c, 1) if joint else c for n, c in known.items()}
     names = [n for n in signature(family).parameters if n in known]
     keyword = [Parameter(n, Parameter.KEYWORD_ONLY) for n in (*names, "validate_args")]
-    return _Made(
+    made = _Made(
         f"Mixture{count}{family.__name__}",
         (Mixture,),
         {
@@ -113,10 +109,11 @@ def _make(family: type, count: int, joint: bool) -> type:
                 "logits": Each(constraints.real, count),
                 **{n: Each(c, count) for n, c in own.items()},
             },
-            "signature": Signature([Parameter("logits", _PLAIN), *keyword]),
             "support": support,
             "component": family,
             "count": count,
             "joint": joint,
         },
     )
+    made.__signature__ = Signature([Parameter("logits", _PLAIN), *keyword])
+    return made

@@ -347,8 +347,10 @@ def _known(family: type) -> Row | None:
         return found
 
     def each(domains: dict[str, Constraint]) -> dict[str, Constraint]:
-        return {n: Each(constraints.independent(c, int(family.joint)) if family.joint else c,
-                        family.count) for n, c in domains.items()}  # fmt: skip
+        vectors = {
+            n: constraints.independent(c, 1) if family.joint else c for n, c in domains.items()
+        }
+        return {n: Each(c, family.count) for n, c in vectors.items()}
 
     return replace(row, domains=each(row.domains), finite=each(row.finite))
 

@@ -7,7 +7,6 @@ r"""Distributions: reparameterizable families for posteriors, and fast ones for 
 * compositions: `Gamma`, `Erlang`, `Chi2`, `LogNormal`, `Beta`, `Dirichlet`, `FisherSnedecor`;
 * directions: `VonMises` for angles; `VonMisesFisher`, `PowerSpherical` and, as their prior,
   `SphericalUniform` for unit vectors;
-* directions: `VonMises` for angles;
 * implicit: `Mixture` of any of them, `mixture_of` for an encoder's head, `Truncated`, and a family
   of your own from a density and a cdf (`InverseCDF`);
 * likelihoods: `Bernoulli`, `Binomial` (summed over the event), `ContinuousBernoulli`;

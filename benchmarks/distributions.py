@@ -199,26 +199,26 @@ def _implicit(name: str, a: float, b: float, at: float) -> float | None:
     """-(dF/da)/f by mpmath, 30 digits; None where rounding the draw decides it."""
     import mpmath as mp
 
-    with mp.workdps(30):
-        z, h = mp.mpf(at), mp.mpf(10) ** -9 * a
+    low, high = {"Gamma": (1e-30, 1e30), "StudentT": (1e-3, 1e15)}.get(name, (1e-30, 0.9))
+    if not low < abs(at) < high:
+        return None
+
+    def tail(s: Any) -> Any:
         if name == "Gamma":
-            if not 1e-30 < at:
-                return None
-            tail = lambda s: mp.gammainc(s, 0, z, regularized=True)  # noqa: E731
+            return mp.gammainc(s, 0, z, regularized=True)
+        if name == "StudentT":
+            upper = mp.betainc(s / 2, 0.5, 0, s / (s + z * z), regularized=True) / 2
+            return -mp.sign(z) * upper
+        return mp.betainc(s, b, 0, z, regularized=True)
+
+    with mp.workdps(30):
+        z, half, h = mp.mpf(at), mp.mpf(a) / 2, mp.mpf(10) ** -9 * a
+        if name == "Gamma":
             density = mp.exp((a - 1) * mp.log(z) - z - mp.loggamma(a))
         elif name == "StudentT":
-            if not 1e-3 < abs(at) < 1e15:
-                return None
-            tail = lambda n: -mp.sign(z) * mp.betainc(  # noqa: E731
-                n / 2, 0.5, 0, n / (n + z * z), regularized=True
-            ) / 2
-            log_norm = mp.loggamma((a + 1) / mp.mpf(2)) - mp.loggamma(a / mp.mpf(2))
-            density = mp.exp(log_norm - (a + 1) / mp.mpf(2) * mp.log1p(z * z / a))
-            density /= mp.sqrt(a * mp.pi)
+            density = mp.exp(mp.loggamma(half + 0.5) - mp.loggamma(half)) / mp.sqrt(a * mp.pi)
+            density *= mp.exp(-(half + 0.5) * mp.log1p(z * z / a))
         else:
-            if not 1e-30 < at < 0.9:
-                return None
-            tail = lambda s: mp.betainc(s, b, 0, z, regularized=True)  # noqa: E731
             density = z ** (a - 1) * (1 - z) ** (b - 1) / mp.beta(a, b)
         return float(-(tail(a + h) - tail(a - h)) / (2 * h) / density)
 

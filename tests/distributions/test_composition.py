@@ -146,7 +146,7 @@ def test_bad_arguments_name_the_parameter(family, arguments):
             continue
         bad = {k: torch.tensor(v) for k, v in arguments.items()}
         bad[name] = torch.tensor([-1.0, 1.0])
-        with pytest.raises(ValueError, match=f"parameter {name}") as raised:
+        with pytest.raises(ValueError, match=f"parameter .?{name}") as raised:
             family(**bad)
         assert "-1" in str(raised.value)
     half = {k: torch.tensor(v).half() for k, v in arguments.items()}

@@ -21,15 +21,80 @@ from torch.distributions import Distribution, ExpTransform, Transform
 from torch.distributions.utils import broadcast_all
 
 from pyrovae.distributions.base import EMPTY
-from pyrovae.distributions.composition.contract import Univariate, clamp_inside, refuse_half
+from pyrovae.distributions.composition.contract import Univariate, refuse_half
+from pyrovae.distributions.fused import fused
 from pyrovae.distributions.inverse_cdf import InverseCDF, within
-from pyrovae.distributions.special import half_step, half_step_slope, log_student_density, student
+from pyrovae.distributions.special import (
+    half_step,
+    half_step_slope,
+    log_student_density,
+    student,
+    student_slope,
+    surfaces,
+)
 from pyrovae.distributions.special import incomplete_beta as beta
 from pyrovae.distributions.special.incomplete_gamma import draw_log_gamma
 from pyrovae.distributions.special.quadrature import known, result_dtype
 from pyrovae.distributions.stable import log_ndtr
 
 __all__ = ["LogNormal", "StudentT"]
+
+
+def _plain_draw(t: Tensor, df: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    """Return loc + scale t with the implicit gradient of t in df.
+
+    t is held where t, scale t, and their slopes, of the order of t/df^2, are in the format.
+    """
+    dtype = df.dtype
+    with torch.no_grad():
+        room = (1 + scale) * (1 + 1 / df).square()
+        most = torch.finfo(dtype).max / 1e3 / room
+        t = torch.minimum(torch.maximum(t, -most), most)
+
+    def partials(
+        needed: tuple[bool, ...], out: Tensor, df: Tensor, t: Tensor, most: Tensor
+    ) -> tuple:
+        slope = student.slope_for(df, out.abs().clamp_min(1e-300).log(), dtype)
+        return torch.where(out.abs() < most, out * slope, 0.0), None, None
+
+    rules = (None, beta.slope_rule(dtype))
+    t = known(lambda df, t, most: t.clone(), partials, df, t, most, rules=rules, dtype=dtype)
+    return loc + scale * t
+
+
+def _fast_draw(
+    needed: tuple[bool, ...], t: Tensor, df: Tensor, loc: Tensor, scale: Tensor
+) -> tuple | None:
+    if not (within(t, -1e12, 1e12) and within(scale, 0.0, 1e6)):
+        return None
+    per_df = None
+    if needed[1]:
+        per_df = student_slope(df, t.abs().log_()).mul_(t).mul_(scale)
+    return torch.addcmul(loc, scale, t), None, per_df, torch.ones_like(t), t
+
+
+def _plain_score(z: Tensor, df: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    return log_student_density(df, (z - loc) / scale) - scale.log()
+
+
+def _fast_score(
+    needed: tuple[bool, ...], z: Tensor, df: Tensor, loc: Tensor, scale: Tensor
+) -> tuple | None:
+    """Return the log-density in float32, and its slopes; what cancels at large df in float64."""
+    if z.dtype != torch.float32 or not within(z, -math.inf, math.inf):
+        return None
+    eps = (z - loc).div_(scale)
+    norm, norm_slope = surfaces.student_norm(df)
+    square = eps.double().square_()
+    log1p_w, share = (square / df).log1p_(), square / (square + df)
+    more = df + 1
+    value = (log1p_w * more).mul_(-0.5).float().add_(norm).sub_(_HALF_LOG_2PI).sub_(scale.log())
+    per_df = None
+    if needed[1]:
+        per_df = (share / df).add_(share).sub_(log1p_w).mul_(0.5).float().add_(norm_slope)
+    pull = share.float().mul_(more)  # -eps times the slope in eps
+    per_z = more.mul_(eps).div_((square + df).float()).div_(scale).neg_()
+    return value, per_z, per_df, -per_z, pull.sub_(1).div_(scale)
 
 
 class StudentT(Univariate, dist.StudentT):
@@ -61,42 +126,34 @@ class StudentT(Univariate, dist.StudentT):
         """Draw the sign and the logarithm of (z - loc)/scale, which does not overflow."""
         df = self.df.expand(self._extended_shape(Size(sample_shape)))
         dtype = df.dtype
-        rule = beta.slope_rule(dtype)
 
         def value(df: Tensor) -> Tensor:
-            chi = draw_log_gamma((df / 2).to(dtype))
-            normal = torch.randn_like(df, dtype=dtype).abs().clamp_min(1e-30).double()
-            return normal.log() + 0.5 * ((df / 2).log() - chi)
+            narrow = df.to(dtype)
+            normal = torch.randn_like(narrow).abs().clamp_min(1e-30)
+            return (
+                normal.log() + 0.5 * ((narrow / 2).log() - draw_log_gamma(narrow / 2))
+            ).double()
 
         def partials(needed: tuple[bool, ...], log_abs: Tensor, df: Tensor) -> tuple:
-            return (student._slope(df, log_abs, rule),)
+            return (student.slope_for(df, log_abs, dtype),)
 
-        log_abs = known(value, partials, df, rules=(None, rule))
+        log_abs = known(value, partials, df)
         sign = torch.randint(0, 2, df.shape, device=df.device).to(dtype) * 2 - 1
         return sign, log_abs.to(dtype)
 
     def rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
         df = self.df.expand(self._extended_shape(Size(sample_shape)))
-        dtype, most = df.dtype, torch.finfo(df.dtype).max
-        rule = beta.slope_rule(dtype)
-
-        def value(df: Tensor) -> Tensor:
-            chi = draw_log_gamma((df / 2).to(dtype))
-            ratio = torch.exp(0.5 * ((df / 2).log() - chi))
-            return (torch.randn_like(df, dtype=dtype) * ratio).clamp(-most, most)
-
-        def partials(needed: tuple[bool, ...], t: Tensor, df: Tensor) -> tuple:
-            log_abs = t.abs().clamp_min(1e-300).log()
-            return (torch.where(t.abs() < most, t * student._slope(df, log_abs, rule), 0.0),)
-
-        t = known(value, partials, df, rules=(None, rule), dtype=dtype)
-        return clamp_inside(self.loc + self.scale * t, -most, most)
+        with torch.no_grad():
+            half = df / 2
+            ratio = (half.log() - draw_log_gamma(half)).mul_(0.5).exp_()
+            t = torch.randn_like(ratio).mul_(ratio)
+        return fused(_plain_draw, _fast_draw, t, df, self.loc, self.scale)
 
     def _standard(self, value: Tensor) -> Tensor:
         return (value - self.loc) / self.scale
 
     def _score(self, value: Tensor) -> Tensor:
-        return log_student_density(self.df, self._standard(value)) - self.scale.log()
+        return fused(_plain_score, _fast_score, value, self.df, self.loc, self.scale)
 
     def _tail(self, value: Tensor, log: bool, lower: bool) -> Tensor:
         return student._tail_function(self.df, self._standard(value), log, lower)

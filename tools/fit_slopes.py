@@ -127,7 +127,7 @@ def main() -> None:
     show("STUDENT", surface, error)
     show("STUDENT_LIMIT", curve, error)
     for name, curve in CURVES.items():
-        show(name, *fit_curve(curve, 10 if name.startswith("STUDENT") else 7))
+        show(name, *fit_curve(curve, 11))
 
 
 if __name__ == "__main__":

@@ -31,11 +31,15 @@ from pyrovae.distributions.composition.contract import (
     refuse_half,
 )
 from pyrovae.distributions.composition.gammas import kernel, kernel_slopes, log_norm
+from pyrovae.distributions.fused import fused
+from pyrovae.distributions.inverse_cdf import within
 from pyrovae.distributions.special import (
     digamma_difference,
+    logit_beta_slopes,
     sample_logit_beta,
     stirling,
     stirling_slope,
+    surfaces,
 )
 from pyrovae.distributions.special import incomplete_beta as beta
 from pyrovae.distributions.special.incomplete_gamma import draw_log_gamma
@@ -61,6 +65,64 @@ def _score_slopes(needed: tuple[bool, ...], out: Tensor, a: Tensor, b: Tensor, x
     per_a = s.log() + digamma_difference(a, b) if needed[0] else None
     per_b = torch.log1p(-s) + digamma_difference(b, a) if needed[1] else None
     return per_a, per_b, (a - 1) / s - (b - 1) / (1 - s)
+
+
+def _plain_draw(y: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Return sigmoid(y), inside the format, with the implicit gradient of y."""
+    dtype = a.dtype
+    info = torch.finfo(dtype)
+
+    def value(y: Tensor) -> Tensor:
+        return torch.sigmoid(y).to(dtype).clamp(info.tiny, 1 - info.eps / 2)
+
+    def partials(needed: tuple[bool, ...], x: Tensor, y: Tensor) -> tuple:
+        return (torch.sigmoid(y) * torch.sigmoid(-y),)
+
+    return known(value, partials, beta.attach_logit_beta(y, a, b, dtype), dtype=dtype)
+
+
+def _fast_draw(needed: tuple[bool, ...], y: Tensor, a: Tensor, b: Tensor) -> tuple:
+    info = torch.finfo(y.dtype)
+    x = torch.sigmoid(y).clamp_(info.tiny, 1 - info.eps / 2)
+    per_a, per_b = logit_beta_slopes(a, b, y)
+    spread = torch.sigmoid(-y).mul_(x)
+    return x, None, per_a.mul_(spread), per_b.mul_(spread)
+
+
+def _plain_score(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    dtype = result_dtype(a, x)
+
+    def density(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
+        return _log_density(a, b, x, dtype == torch.float32)
+
+    return known(density, _score_slopes, a, b, x, dtype=dtype)
+
+
+def _fast_score(needed: tuple[bool, ...], x: Tensor, a: Tensor, b: Tensor) -> tuple | None:
+    r"""Return the log-density in float32, and its slopes.
+
+    With :math:`n = a + b`, :math:`r = x\,(1 + n)/(1 + a)`, :math:`q = (1 - x)(1 + n)/(1 + b)` and
+    N of :func:`~pyrovae.distributions.special.surfaces.log_norm`, nothing large is left in
+    :math:`a\ell(r) + b\ell(q) + 1 - r - q - N(a) - N(b) + N(n) + \log\frac{ab}{n\,x(1 - x)}`,
+    where :math:`\ell(r) = \log r - (r - 1)`.
+    """
+    if x.dtype != torch.float32 or not within(x, 0.0, 1.0):
+        return None
+    shapes = torch.stack((a, b, a + b))
+    norms, slopes = surfaces.log_norm(shapes)
+    wide = shapes.double()
+    sides = torch.stack((x, 1 - x))
+    wide_sides = sides.double()
+    wide_sides[1] = 1 - wide_sides[0]
+    miss = wide_sides * (wide[2] + 1) / (wide[:2] + 1) - 1  # r - 1, q - 1
+    bend = miss.log1p() - miss
+    value = (bend * wide[:2] - miss).sum(0) - 1
+    value = value + (wide[0] * wide[1] / (wide[2] * wide_sides[0] * wide_sides[1])).log()
+    value = value.float().add_(norms[2]).sub_(norms[0]).sub_(norms[1])
+    inverse = shapes.reciprocal()
+    per = (bend + miss).float() + (inverse[:2] - inverse[2]) + (slopes[2] - slopes[:2])
+    pull = (shapes[:2] - 1) / wide_sides.float()
+    return value, pull[0] - pull[1], per[0], per[1]
 
 
 def _remainder(a: Tensor) -> Tensor:
@@ -99,25 +161,13 @@ class Beta(Univariate, dist.Beta):
         return self._logit_draw(sample_shape).to(self.concentration1.dtype)
 
     def rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
-        dtype = self.concentration1.dtype
-        info = torch.finfo(dtype)
-
-        def value(y: Tensor) -> Tensor:
-            return torch.sigmoid(y).to(dtype).clamp(info.tiny, 1 - info.eps / 2)
-
-        def partials(needed: tuple[bool, ...], x: Tensor, y: Tensor) -> tuple:
-            return (torch.sigmoid(y) * torch.sigmoid(-y),)
-
-        return known(value, partials, self._logit_draw(sample_shape), dtype=dtype)
+        shape = self._extended_shape(Size(sample_shape))
+        a, b = self.concentration1.expand(shape), self.concentration0.expand(shape)
+        logits = draw_log_gamma(torch.stack((a.detach(), b.detach())))
+        return fused(_plain_draw, _fast_draw, logits[0] - logits[1], a, b)
 
     def _score(self, value: Tensor) -> Tensor:
-        a, b = self.concentration1, self.concentration0
-        dtype = result_dtype(a, value)
-
-        def density(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
-            return _log_density(a, b, x, dtype == torch.float32)
-
-        return known(density, _score_slopes, a, b, value, dtype=dtype)
+        return fused(_plain_score, _fast_score, value, self.concentration1, self.concentration0)
 
     def _tail(self, value: Tensor, log: bool, lower: bool) -> Tensor:
         a, b = self.concentration1, self.concentration0

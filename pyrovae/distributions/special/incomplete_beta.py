@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from pyrovae.distributions.fused import can_look
+from pyrovae.distributions.special import surfaces
 from pyrovae.distributions.special.incomplete_gamma import draw_log_gamma
 from pyrovae.distributions.special.quadrature import (
     FINE,
@@ -43,6 +45,7 @@ from pyrovae.distributions.special.stirling import (
 )
 
 __all__ = [
+    "attach_logit_beta",
     "betainc",
     "betaincc",
     "betainccinv",
@@ -96,8 +99,9 @@ def _end(a: Tensor, b: Tensor, y: Tensor, drop: float) -> Tensor:
     half = 2 * lean - drop
     end = ((half.square() + 8 * drop * (lean + curve)).sqrt() - half) / (2 * (lean + curve))
     end = torch.minimum(end, (drop - n * logsigmoid(-y)) / a)
+    odds = y.clamp_max(600.0).exp() * (2 / n)
     for _ in range(2):
-        grow = torch.log1p((drop + b * end) * (2 / n) * y.clamp_max(600.0).exp())
+        grow = torch.log1p((drop + b * end) * odds)
         end = torch.where(grow <= y, torch.minimum(end, grow), end)
     return end
 
@@ -108,22 +112,44 @@ def _left(
     """Return I/f and, as wanted, its derivatives' -dI/da / f and -dI/db / f, on the left side."""
     c, n = a + 1, a + b
     x, log_x, log_rest = torch.sigmoid(y), logsigmoid(y), logsigmoid(-y)
-    t, w = nodes(rule, y)
     end = _end(c.detach(), b.detach(), y.detach(), rule.drop)
-    v, lift, bend, growth = path(y, end, t)
-    weight = torch.exp(-c * lift - b * bend)
+    narrow = rule is ROUGH and _small(c, b, y)
+    y_, end_, c_, b_ = (t.float() for t in (y, end, c, b)) if narrow else (y, end, c, b)
+    t, w = nodes(rule, y_)
+    v, lift, bend, growth = path(y_, end_, t)
+    weight = torch.exp(-c_ * lift - b_ * bend)
     total = integrate(w[:1], weight)[0] * end
+    ahead, behind = _digamma_steps(a, b, rule is ROUGH)
     shift = x * n / a
     ratio = 1 / a + shift * total
     results = [ratio]
     if want[0]:
-        centre = log_x + digamma_difference(c, b, rule is ROUGH)
+        centre = log_x + ahead
         part = integrate(w[:1], weight * lift)[0] * end - centre * total
         results.append(shift * part - (centre - 1 / n) / a)
     if want[1]:
-        part = integrate(w[:1], weight * growth * (bend - log_rest))[0] * end
-        results.append(part - digamma_difference(b, a, rule is ROUGH) * ratio)
+        rest = log_rest.to(bend.dtype)
+        part = integrate(w[:1], weight * growth * (bend - rest))[0] * end
+        results.append(part - behind * ratio)
     return tuple(results)
+
+
+def _small(c: Tensor, b: Tensor, y: Tensor) -> bool:
+    """Whether float32 nodes keep 1e-5 of the slopes, as far as one can look."""
+    if not can_look() or any(t.requires_grad for t in (c, b, y)) or not y.numel():
+        return False
+    return max(c.amax().item(), b.amax().item()) < 1e3 and y.abs().amax().item() < 60.0
+
+
+def _digamma_steps(a: Tensor, b: Tensor, quick: bool) -> tuple[Tensor, Tensor]:
+    r"""Return :math:`\psi(a + 1 + b) - \psi(a + 1)` and :math:`\psi(a + b) - \psi(b)`."""
+    if not quick:
+        return digamma_difference(a + 1, b), digamma_difference(b, a)
+    n = a + b
+    rest_a, rest_b, rest_n = surfaces.digamma_rest(torch.stack((a, b, n))).unbind(0)
+    ahead = torch.log1p(b / (1 + a)) + (rest_n - rest_a)
+    behind = torch.log1p(a / (1 + b)) + (rest_n - rest_b) + a / (b * n)
+    return ahead, behind
 
 
 def path(y: Tensor, end: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -347,18 +373,24 @@ def logit_beta_slope(a: Tensor, b: Tensor, y: Tensor) -> Tensor:
     return logit_beta_slopes(a, b, y)[0]
 
 
+def attach_logit_beta(y: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the draw y = logit x with its implicit gradient, as often as wanted; float64."""
+    rule = slope_rule(dtype)
+
+    def partials(needed: tuple[bool, ...], y: Tensor, a: Tensor, b: Tensor, draw: Tensor) -> tuple:
+        recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (y, a, b))
+        exact = MEDIUM if recorded else rule
+        return *_near(a, b, y, exact, (needed[0], needed[1]))[1:3], None
+
+    return known(lambda a, b, y: y.clone(), partials, a, b, y, rules=(None, rule))
+
+
 def sample_logit_beta(a: Tensor, b: Tensor) -> Tensor:
     r"""Draw :math:`y = \mathrm{logit}\,x`, x ~ Beta(a, b), with its implicit gradient; float64.
 
     The difference of two log-Gammas: no concentration piles the draws up at 1/2, 0 or 1.
     """
     dtype = result_dtype(a, b)
-    rule = slope_rule(dtype)
-
-    def value(a: Tensor, b: Tensor) -> Tensor:
-        return draw_log_gamma(a.to(dtype)) - draw_log_gamma(b.to(dtype))
-
-    def partials(needed: tuple[bool, ...], y: Tensor, a: Tensor, b: Tensor) -> tuple:
-        return _near(a, b, y, rule, (needed[0], needed[1]))[1:3]
-
-    return known(value, partials, a, b, rules=(None, rule))
+    a, b = torch.broadcast_tensors(a, b)
+    parts = draw_log_gamma(torch.stack((a.detach(), b.detach())).to(dtype)).double()
+    return attach_logit_beta(parts[0] - parts[1], a, b, dtype)

@@ -35,7 +35,7 @@ from torch import Tensor
 from pyrovae.distributions.fused import can_look
 from pyrovae.distributions.special import surface_tables as tables
 
-__all__ = ["gamma_slope", "log_norm", "student_norm", "student_slope"]
+__all__ = ["digamma_rest", "gamma_slope", "log_norm", "student_norm", "student_slope"]
 
 Table = tuple[tuple[float, ...], ...]
 
@@ -136,6 +136,11 @@ def log_norm(a: Tensor) -> tuple[Tensor, Tensor]:
     """
     value, slope = _curves(a, tables.LOG_NORM, tables.LOG_NORM_SLOPE)
     return torch.add(value, torch.log1p(a), alpha=0.5), slope
+
+
+def digamma_rest(a: Tensor) -> Tensor:
+    r"""Return :math:`\psi(1 + a) - \log(1 + a)`, to 1e-10."""
+    return _curves(a, tables.LOG_NORM_SLOPE)[0]
 
 
 def student_norm(df: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,10 +28,11 @@ from pyrovae.distributions.composition.contract import (
     Checked,
     Univariate,
     check_arguments,
+    clamp_inside,
     refuse_half,
 )
-from pyrovae.distributions.composition.gammas import kernel, kernel_slopes, log_norm
-from pyrovae.distributions.fused import fused
+from pyrovae.distributions.composition.gammas import fast_score, log_norm, plain_score
+from pyrovae.distributions.fused import can_look, fused
 from pyrovae.distributions.inverse_cdf import within
 from pyrovae.distributions.special import (
     digamma_difference,
@@ -209,61 +210,35 @@ class Dirichlet(Checked, dist.Dirichlet):
         refuse_half("Dirichlet", concentration=concentration)
         super().__init__(concentration, validate_args=validate_args)
 
-    def _log_draw(self, sample_shape: Size | tuple[int, ...]) -> Tensor:
+    def _scores(self, sample_shape: Size | tuple[int, ...]) -> Tensor:
+        """Draw log-Gammas whose softmax is the draw, and whose gradients give the draw's."""
         alpha = self.concentration.expand(self._extended_shape(Size(sample_shape)))
-        rest = alpha.double().sum(-1, keepdim=True) - alpha
         with torch.no_grad():
             parts = draw_log_gamma(alpha.detach())
             logit = _logits(torch.log_softmax(parts, -1))
-        rule = beta.slope_rule(alpha.dtype)
-
-        def partials(
-            needed: tuple[bool, ...],
-            out: Tensor,
-            alpha: Tensor,
-            parts: Tensor,
-            rest: Tensor,
-            logit: Tensor,
-        ) -> tuple:
-            return beta._near(alpha, rest, logit, rule, (True, False))[1], None, None, None
-
-        def attach(logit: Tensor) -> Tensor:
-            inputs = (alpha, parts, rest, logit)
-            value = known(lambda a, p, r, y: p.clone(), partials, *inputs, rules=(None, rule))
-            return torch.log_softmax(value, -1)
-
-        # the second pass gives the derivative of the derivative; the first is cheap until then
-        return attach(_logits(attach(logit)) if torch.is_grad_enabled() else logit)
+            rest = alpha.sum(-1, keepdim=True) - alpha
+        return fused(_plain_parts, _fast_parts, parts, alpha, rest, logit)
 
     def rsample_log(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
         """Draw log x, which neither underflows nor piles up at any concentration."""
-        return self._log_draw(sample_shape).to(self.concentration.dtype)
+        return torch.log_softmax(self._scores(sample_shape), -1)
 
     def rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
-        dtype = self.concentration.dtype
-
-        def value(log_x: Tensor) -> Tensor:
-            return log_x.exp().clamp_min(torch.finfo(dtype).tiny)
-
-        def partials(needed: tuple[bool, ...], x: Tensor, log_x: Tensor) -> tuple:
-            return (log_x.exp(),)
-
-        return known(value, partials, self._log_draw(sample_shape), dtype=dtype)
+        x = torch.softmax(self._scores(sample_shape), -1)
+        return clamp_inside(x, torch.finfo(x.dtype).tiny)
 
     def _score(self, value: Tensor) -> Tensor:
+        """Sum the densities of Gamma(alpha_i, n), n the sum of all: a constant is missing."""
         alpha = self.concentration
         total = alpha.sum(-1)
         dtype = result_dtype(alpha, value)
-
-        def parts(a: Tensor, total: Tensor, x: Tensor) -> Tensor:
-            return kernel(a, total, x, dtype == torch.float32)
-
-        terms = known(parts, kernel_slopes, alpha, total.unsqueeze(-1), value)
-        terms = terms + log_norm(alpha, torch.float64, dtype == torch.float32)
+        terms = fused(plain_score, fast_score, value, alpha, total.unsqueeze(-1))
         miss = value.double().sum(-1) - 1
-        score = terms.sum(-1) + total * miss - log_norm(total, torch.float64)
-        inside = (value >= 0).all(-1) & (miss.abs() < 1e-4)
-        return torch.where(inside | miss.isnan(), score, -math.inf).to(dtype)
+        score = terms.double().sum(-1) + total * miss - log_norm(total, torch.float64)
+        if not (self._validate_args and can_look()):
+            inside = (value >= 0).all(-1) & (miss.abs() < 1e-4)
+            score = torch.where(inside | miss.isnan(), score, -math.inf)
+        return score.to(dtype)
 
     @property
     def mode(self) -> Tensor:
@@ -279,6 +254,34 @@ class Dirichlet(Checked, dist.Dirichlet):
         whole = 0.5 * (k - 1) * math.log(2 * math.pi) - (k - 0.5) * n.log() - stirling(n)
         rest = (n - k) * (0.5 / n - stirling_slope(n))
         return (terms.sum(-1) + whole - rest).to(self.concentration.dtype)
+
+
+def _plain_parts(parts: Tensor, alpha: Tensor, rest: Tensor, logit: Tensor) -> Tensor:
+    """Return the log-Gammas with the derivative D_i of each logit in its margin."""
+    dtype = alpha.dtype
+    rule = beta.slope_rule(dtype)
+    whole = alpha.double()
+    others = (whole.sum(-1, keepdim=True) - whole).detach()
+
+    def partials(
+        needed: tuple[bool, ...], out: Tensor, alpha: Tensor, parts: Tensor, *margin: Tensor
+    ) -> tuple:
+        return beta._near(alpha, *margin, rule, (True, False))[1], None, None, None
+
+    def attach(logit: Tensor) -> Tensor:
+        inputs = (alpha, parts, others, logit)
+        return known(lambda a, p, r, y: p.clone(), partials, *inputs, rules=(None, rule))
+
+    # the second pass gives the derivative of the derivative; the first is cheap until then
+    twice = torch.is_grad_enabled() and alpha.requires_grad
+    first = _logits(torch.log_softmax(attach(logit), -1)) if twice else logit
+    return attach(first).to(dtype)
+
+
+def _fast_parts(
+    needed: tuple[bool, ...], parts: Tensor, alpha: Tensor, rest: Tensor, logit: Tensor
+) -> tuple:
+    return parts.clone(), None, logit_beta_slopes(alpha, rest, logit)[0], None, None
 
 
 def _logits(log_x: Tensor) -> Tensor:

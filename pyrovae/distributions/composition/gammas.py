@@ -38,7 +38,7 @@ from pyrovae.distributions.special.incomplete_gamma import attach_log_gamma, dra
 from pyrovae.distributions.special.quadrature import known, result_dtype
 from pyrovae.distributions.special.stirling import log_ratio_minus
 
-__all__ = ["Chi2", "Erlang", "Gamma", "kernel", "kernel_slopes", "log_norm"]
+__all__ = ["Chi2", "Erlang", "Gamma", "fast_score", "log_norm", "plain_score"]
 
 
 def kernel(a: Tensor, rate: Tensor, z: Tensor, quick: bool) -> Tensor:
@@ -100,7 +100,8 @@ def _fast_draw(needed: tuple[bool, ...], y: Tensor, a: Tensor, rate: Tensor) -> 
     return z, None, per_a, (z / rate).neg_() if needed[2] else None
 
 
-def _plain_score(z: Tensor, a: Tensor, rate: Tensor) -> Tensor:
+def plain_score(z: Tensor, a: Tensor, rate: Tensor) -> Tensor:
+    """Return the log-density of Gamma(a, rate)."""
     dtype = result_dtype(a, z)
 
     def value(a: Tensor, rate: Tensor, z: Tensor) -> Tensor:
@@ -109,13 +110,13 @@ def _plain_score(z: Tensor, a: Tensor, rate: Tensor) -> Tensor:
     return known(value, kernel_slopes, a, rate, z, dtype=dtype) + log_norm(a, dtype)
 
 
-def _fast_score(needed: tuple[bool, ...], z: Tensor, a: Tensor, rate: Tensor) -> tuple | None:
+def fast_score(needed: tuple[bool, ...], z: Tensor, a: Tensor, rate: Tensor) -> tuple | None:
     r"""Return the log-density in float32, and its slopes.
 
     With :math:`r = \lambda z/(a + 1)` and :math:`N(a) = \log\Gamma(a + 1) - a\log(a + 1) + a`:
     :math:`a(\log r - (r - 1)) - r + \log(a/z) - N(a)`, in which nothing cancels.
     """
-    if z.dtype != torch.float32 or not within(z, 0.0, math.inf):
+    if z.dtype != torch.float32 or not within(z, 1e-30, math.inf):
         return None
     more = a + 1
     ratio = (rate * z).div_(more)
@@ -154,7 +155,7 @@ class _GammaMethods(Univariate):
     # -- density ----------------------------------------------------------------------------------
 
     def _score(self, value: Tensor) -> Tensor:
-        return fused(_plain_score, _fast_score, value, self.concentration, self.rate)
+        return fused(plain_score, fast_score, value, self.concentration, self.rate)
 
     def _tail(self, value: Tensor, log: bool, lower: bool) -> Tensor:
         table = {

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-__all__ = ["PIECE", "Fast", "can_look", "fused"]
+__all__ = ["PIECE", "Fast", "can_look", "fused", "with_slopes"]
 
 Fast = Callable[..., "tuple[Tensor | None, ...] | None"]
 PIECE = 1 << 14  # elements of a piece: its dozen of temporaries fit in a core's cache
@@ -122,7 +122,26 @@ def _by_autograd(
     return value.detach(), *(next(found) if n else None for n in needed)
 
 
-def fused(plain: Callable[..., Tensor], fast: Fast, *inputs: Tensor) -> Tensor:
+def with_slopes(
+    value: Tensor, inputs: tuple[Tensor, ...], slopes: tuple[Tensor | None, ...]
+) -> Tensor:
+    """Return the value with these first derivatives, in operations that any graph knows."""
+    for x, slope in zip(inputs, slopes, strict=True):
+        if slope is not None and x.requires_grad:
+            value = value + ((x - x.detach()) * slope).to(value.dtype)  # zero, but for autograd
+    return value
+
+
+def _in_graph(fast: Fast, inputs: tuple[Tensor, ...]) -> Tensor | None:
+    needed = tuple(x.requires_grad for x in inputs)
+    with torch.no_grad():
+        found = fast(needed, *_alike(tuple(x.detach() for x in inputs)))
+    return None if found is None else with_slopes(found[0], inputs, found[1:])
+
+
+def fused(
+    plain: Callable[..., Tensor], fast: Fast, *inputs: Tensor, compiles: bool = False
+) -> Tensor:
     """Return `plain(*inputs)`, an elementwise function, with its derivatives in one step.
 
     Args:
@@ -132,7 +151,13 @@ def fused(plain: Callable[..., Tensor], fast: Fast, *inputs: Tensor) -> Tensor:
             arguments it was not written for. Nothing in it is recorded, so it may work in place
             on what it made itself.
         inputs: tensors of shapes that broadcast.
+        compiles: `fast` does not look at values where `can_look()` is false, and `torch.compile`
+            should take it, for first derivatives; for a `plain` that is more than a closed form.
     """
+    if compiles and torch.compiler.is_compiling():
+        found = _in_graph(fast, inputs)
+        if found is not None:
+            return found
     if (
         not torch.is_grad_enabled()
         or not any(x.requires_grad for x in inputs)

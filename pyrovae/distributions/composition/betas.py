@@ -109,12 +109,14 @@ def _fast_score(needed: tuple[bool, ...], x: Tensor, a: Tensor, b: Tensor) -> tu
     """
     if x.dtype != torch.float32 or not within(x, 0.0, 1.0):
         return None
+    if not can_look():
+        info = torch.finfo(x.dtype)
+        x = x.clamp(info.tiny, 1 - info.eps / 2)
     shapes = torch.stack((a, b, a + b))
     norms, slopes = surfaces.log_norm(shapes)
     wide = shapes.double()
-    sides = torch.stack((x, 1 - x))
-    wide_sides = sides.double()
-    wide_sides[1] = 1 - wide_sides[0]
+    wide_x = x.double()
+    wide_sides = torch.stack((wide_x, 1 - wide_x))
     miss = wide_sides * (wide[2] + 1) / (wide[:2] + 1) - 1  # r - 1, q - 1
     bend = miss.log1p() - miss
     value = (bend * wide[:2] - miss).sum(0) - 1
@@ -165,10 +167,14 @@ class Beta(Univariate, dist.Beta):
         shape = self._extended_shape(Size(sample_shape))
         a, b = self.concentration1.expand(shape), self.concentration0.expand(shape)
         logits = draw_log_gamma(torch.stack((a.detach(), b.detach())))
-        return fused(_plain_draw, _fast_draw, logits[0] - logits[1], a, b)
+        return fused(_plain_draw, _fast_draw, logits[0] - logits[1], a, b, compiles=True)
 
     def _score(self, value: Tensor) -> Tensor:
-        return fused(_plain_score, _fast_score, value, self.concentration1, self.concentration0)
+        a, b = self.concentration1, self.concentration0
+        score = fused(_plain_score, _fast_score, value, a, b, compiles=True)
+        if can_look():
+            return score
+        return torch.where((value >= 0) & (value <= 1), score, -math.inf)
 
     def _tail(self, value: Tensor, log: bool, lower: bool) -> Tensor:
         a, b = self.concentration1, self.concentration0
@@ -217,7 +223,7 @@ class Dirichlet(Checked, dist.Dirichlet):
             parts = draw_log_gamma(alpha.detach())
             logit = _logits(torch.log_softmax(parts, -1))
             rest = alpha.sum(-1, keepdim=True) - alpha
-        return fused(_plain_parts, _fast_parts, parts, alpha, rest, logit)
+        return fused(_plain_parts, _fast_parts, parts, alpha, rest, logit, compiles=True)
 
     def rsample_log(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
         """Draw log x, which neither underflows nor piles up at any concentration."""
@@ -232,7 +238,8 @@ class Dirichlet(Checked, dist.Dirichlet):
         alpha = self.concentration
         total = alpha.sum(-1)
         dtype = result_dtype(alpha, value)
-        terms = fused(plain_score, fast_score, value, alpha, total.unsqueeze(-1))
+        rate = total.unsqueeze(-1)
+        terms = fused(plain_score, fast_score, value, alpha, rate, compiles=True)
         miss = value.double().sum(-1) - 1
         score = terms.double().sum(-1) + total * miss - log_norm(total, torch.float64)
         if not (self._validate_args and can_look()):

@@ -20,7 +20,7 @@ from torch.distributions import constraints
 
 from pyrovae.distributions.base import EMPTY
 from pyrovae.distributions.composition.contract import Univariate, refuse_half
-from pyrovae.distributions.fused import fused
+from pyrovae.distributions.fused import can_look, fused
 from pyrovae.distributions.inverse_cdf import within
 from pyrovae.distributions.special import (
     gammainc,
@@ -89,13 +89,9 @@ def _plain_draw(y: Tensor, a: Tensor, rate: Tensor) -> Tensor:
 
 
 def _fast_draw(needed: tuple[bool, ...], y: Tensor, a: Tensor, rate: Tensor) -> tuple | None:
-    z = y.exp().div_(rate)
-    info = torch.finfo(z.dtype)
+    z = (y.exp() / rate).clamp_min(torch.finfo(y.dtype).tiny)
     if not within(z, 0.0, 1e18):  # where a slope may not be a number of the format
-        if within(z, -1.0, 1e18):
-            z.clamp_min_(info.tiny)
-        else:
-            return None
+        return None
     per_a = log_gamma_slope(a, y).mul_(z) if needed[1] else None
     return z, None, per_a, (z / rate).neg_() if needed[2] else None
 
@@ -118,6 +114,8 @@ def fast_score(needed: tuple[bool, ...], z: Tensor, a: Tensor, rate: Tensor) -> 
     """
     if z.dtype != torch.float32 or not within(z, 1e-30, math.inf):
         return None
+    if not can_look():
+        z = z.clamp_min(torch.finfo(z.dtype).tiny)
     more = a + 1
     ratio = (rate * z).div_(more)
     miss = (ratio - 1).double()
@@ -150,12 +148,15 @@ class _GammaMethods(Univariate):
 
     def rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
         a = self.concentration.expand(self._extended_shape(Size(sample_shape)))
-        return fused(_plain_draw, _fast_draw, self._log_draw(a.detach()), a, self.rate)
+        y = self._log_draw(a.detach())
+        return fused(_plain_draw, _fast_draw, y, a, self.rate, compiles=True)
 
     # -- density ----------------------------------------------------------------------------------
 
     def _score(self, value: Tensor) -> Tensor:
-        return fused(plain_score, fast_score, value, self.concentration, self.rate)
+        a, rate = self.concentration, self.rate
+        score = fused(plain_score, fast_score, value, a, rate, compiles=True)
+        return score if can_look() else torch.where(value >= 0, score, -math.inf)
 
     def _tail(self, value: Tensor, log: bool, lower: bool) -> Tensor:
         table = {

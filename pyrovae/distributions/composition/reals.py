@@ -22,7 +22,7 @@ from torch.distributions.utils import broadcast_all
 
 from pyrovae.distributions.base import EMPTY
 from pyrovae.distributions.composition.contract import Univariate, refuse_half
-from pyrovae.distributions.fused import fused
+from pyrovae.distributions.fused import can_look, fused
 from pyrovae.distributions.inverse_cdf import InverseCDF, within
 from pyrovae.distributions.special import (
     half_step,
@@ -65,7 +65,9 @@ def _plain_draw(t: Tensor, df: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
 def _fast_draw(
     needed: tuple[bool, ...], t: Tensor, df: Tensor, loc: Tensor, scale: Tensor
 ) -> tuple | None:
-    if not (within(t, -1e12, 1e12) and within(scale, 0.0, 1e6)):
+    if not can_look():
+        t = t.clamp(-1e12, 1e12)
+    elif not (within(t, -1e12, 1e12) and within(scale, 0.0, 1e6)):
         return None
     per_df = None
     if needed[1]:
@@ -147,13 +149,14 @@ class StudentT(Univariate, dist.StudentT):
             half = df / 2
             ratio = (half.log() - draw_log_gamma(half)).mul_(0.5).exp_()
             t = torch.randn_like(ratio).mul_(ratio)
-        return fused(_plain_draw, _fast_draw, t, df, self.loc, self.scale)
+        return fused(_plain_draw, _fast_draw, t, df, self.loc, self.scale, compiles=True)
 
     def _standard(self, value: Tensor) -> Tensor:
         return (value - self.loc) / self.scale
 
     def _score(self, value: Tensor) -> Tensor:
-        return fused(_plain_score, _fast_score, value, self.df, self.loc, self.scale)
+        at = value, self.df, self.loc, self.scale
+        return fused(_plain_score, _fast_score, *at, compiles=True)
 
     def _tail(self, value: Tensor, log: bool, lower: bool) -> Tensor:
         return student._tail_function(self.df, self._standard(value), log, lower)

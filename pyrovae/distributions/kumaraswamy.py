@@ -17,13 +17,13 @@ from torch.distributions import Distribution, Transform, constraints
 
 from pyrovae.distributions.base import EMPTY
 from pyrovae.distributions.inverse_cdf import Hazard, within
+from pyrovae.distributions.special import log_gamma_ratio
 from pyrovae.distributions.stable import (
     EULER,
     exponential_mean,
     harmonic,
     lgamma1p,
     log1mexp,
-    log_gamma_ratio,
 )
 
 __all__ = ["Kumaraswamy"]
@@ -135,18 +135,18 @@ class Kumaraswamy(Hazard, dist.Kumaraswamy):
         return self._log_quantile(self._exponential(self._extended_shape(Size(sample_shape))))
 
     def _mean_of(self, f: Callable[[Tensor], Tensor]) -> Tensor:
-        a, b = self.concentration1, self.concentration0
+        a, b = self.concentration1.double(), self.concentration0.double()
         return exponential_mean(lambda t: f(torch.exp(log1mexp(t / b) / a)), a)
 
     def _log_moment(self, n: int) -> Tensor:
-        """Return log E[z^n], of Gamma(1 + n/a) Gamma(1 + b) / Gamma(1 + n/a + b)."""
-        x, b = n / self.concentration1, self.concentration0
+        """Return log E[z^n], of Gamma(1 + n/a) Gamma(1 + b) / Gamma(1 + n/a + b); float64."""
+        x, b = n / self.concentration1.double(), self.concentration0.double()
         less, more = torch.minimum(x, b), torch.maximum(x, b)
         return lgamma1p(less) - EULER * less - log_gamma_ratio(1 + more, less)
 
     @property
     def mean(self) -> Tensor:
-        return self._log_moment(1).exp()
+        return self._log_moment(1).exp().to(self.concentration1.dtype)
 
     @property
     def variance(self) -> Tensor:
@@ -154,9 +154,9 @@ class Kumaraswamy(Hazard, dist.Kumaraswamy):
         spread = second - 2 * first  # log(1 + variance / mean^2)
         apart = spread > -0.1 * first  # else the two logarithms cancel
         wide = log1mexp(torch.where(apart, spread, 1.0)) + torch.where(apart, second, 0.0)
-        m = self.mean
+        m = first.exp()
         near = self._mean_of(lambda z: (z - m).square())
-        return torch.where(apart, wide.exp(), near)
+        return torch.where(apart, wide.exp(), near).to(self.concentration1.dtype)
 
     @property
     def stddev(self) -> Tensor:

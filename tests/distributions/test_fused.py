@@ -135,3 +135,45 @@ def test_where_fast_declines_the_plain_formula_answers():
     x = torch.linspace(0.1, 2.0, 7, requires_grad=True)
     value = fused(lambda x: x.log(), lambda needed, x: None, x)
     assert torch.autograd.grad(value.sum(), x)[0].allclose(1 / x)
+
+
+OVERFLOWING = [
+    (D.FisherSnedecor, (0.01, 0.01)),
+    (D.LogNormal, (0.0, 50.0)),
+    (D.StudentT, (0.01,)),
+    (D.StudentT, (0.01, 0.0, 1e3)),
+    (D.Gamma, (1e-3, 1.0)),
+    (D.Beta, (1e-3, 1e-3)),
+]
+
+
+@pytest.mark.parametrize(("family", "at"), OVERFLOWING)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_draws_beyond_the_format_keep_finite_gradients(family, at, dtype):
+    params = [torch.full((20_000,), v, dtype=dtype, requires_grad=True) for v in at]
+    z = family(*params).rsample()
+    assert z.isfinite().all()
+    for g in torch.autograd.grad(z.sum(), params):
+        assert g.isfinite().all()
+
+
+@pytest.mark.parametrize("family", [D.Gamma, D.Beta, D.StudentT, D.Chi2])
+def test_gamma_like_scores_in_float32_equal_float64(family):
+    """Concentrations from 1e-2 to 1e4; what rounding the arguments explains is allowed."""
+    count = {D.StudentT: 3, D.Chi2: 1}.get(family, 2)
+    at = [(10 ** (6 * torch.rand(3000) - 2)).float() for _ in range(count)]
+    z = family(*at).sample()
+    keep = z.abs() > 1e-25
+    if family is D.Beta:
+        keep &= z < 0.999
+    leaves = [t[keep].requires_grad_() for t in (z, *at)]
+    wide = [t.detach().double().requires_grad_() for t in leaves]
+    score = family(*leaves[1:]).log_prob(leaves[0])
+    exact = family(*wide[1:]).log_prob(wide[0])
+    slopes = torch.autograd.grad(score.sum(), leaves)
+    true = torch.autograd.grad(exact.sum(), wide)
+    slack = 1e-6 * (1 + exact.abs() + sum((g * x).abs() for g, x in zip(true, wide, strict=True)))
+    assert ((score - exact).abs() < slack).all()
+    for got, right in zip(slopes[1:], true[1:], strict=True):
+        size = right.abs() + right.abs().median() * 1e-3
+        assert ((got - right).abs() / size).median() < 1e-6

@@ -112,20 +112,21 @@ def _fast_score(needed: tuple[bool, ...], x: Tensor, a: Tensor, b: Tensor) -> tu
     if not can_look():
         info = torch.finfo(x.dtype)
         x = x.clamp(info.tiny, 1 - info.eps / 2)
+    a, b = a.double(), b.double()
     shapes = torch.stack((a, b, a + b))
     norms, slopes = surfaces.log_norm(shapes)
-    wide = shapes.double()
-    wide_x = x.double()
-    wide_sides = torch.stack((wide_x, 1 - wide_x))
-    miss = wide_sides * (wide[2] + 1) / (wide[:2] + 1) - 1  # r - 1, q - 1
-    bend = miss.log1p() - miss
-    value = (bend * wide[:2] - miss).sum(0) - 1
-    value = value + (wide[0] * wide[1] / (wide[2] * wide_sides[0] * wide_sides[1])).log()
-    value = value.float().add_(norms[2]).sub_(norms[0]).sub_(norms[1])
+    x = x.double()
+    sides = torch.stack((x, 1 - x))
+    ratio = sides * (shapes[2] + 1) / (shapes[:2] + 1)  # r, q
+    log_ratio = ratio.log()
+    bend = log_ratio - (ratio - 1)
+    value = (bend * shapes[:2] - ratio).sum(0) + (norms[2] - norms[0] - norms[1] + 1)
+    value = value + (shapes[0] * shapes[1] / (shapes[2] * sides[0] * sides[1])).log()
     inverse = shapes.reciprocal()
-    per = (bend + miss).float() + (inverse[:2] - inverse[2]) + (slopes[2] - slopes[:2])
-    pull = (shapes[:2] - 1) / wide_sides.float()
-    return value, pull[0] - pull[1], per[0], per[1]
+    per = log_ratio + (inverse[:2] - inverse[2]) + (slopes[2] - slopes[:2])
+    pull = (shapes[:2] - 1) / sides
+    value, per_x, per = value.float(), (pull[0] - pull[1]).float(), per.float()
+    return value, per_x, per[0], per[1]
 
 
 def _remainder(a: Tensor) -> Tensor:
@@ -268,7 +269,7 @@ def _plain_parts(parts: Tensor, alpha: Tensor, rest: Tensor, logit: Tensor) -> T
     dtype = alpha.dtype
     rule = beta.slope_rule(dtype)
     whole = alpha.double()
-    others = (whole.sum(-1, keepdim=True) - whole).detach()
+    others = whole.sum(-1, keepdim=True) - whole
 
     def partials(
         needed: tuple[bool, ...], out: Tensor, alpha: Tensor, parts: Tensor, *margin: Tensor
@@ -332,9 +333,13 @@ class FisherSnedecor(Univariate, dist.FisherSnedecor):
         return self._log_draw(sample_shape).to(self.df1.dtype)
 
     def rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
+        """Draw x, held where its slopes, of the order of x log x/df^2, are in the format too."""
         info = torch.finfo(self.df1.dtype)
         log_x = self._log_draw(sample_shape)
-        return log_x.clamp(math.log(info.tiny), math.log(info.max)).exp().to(self.df1.dtype)
+        least = torch.minimum(self.df1, self.df2).detach().double()
+        high = math.log(info.max) - math.log(1e4) - 2 * torch.log1p(1 / least)
+        log_x = torch.minimum(log_x, high).clamp_min(math.log(info.tiny) + 1e-4)
+        return log_x.exp().to(self.df1.dtype)
 
     def _logit(self, value: Tensor) -> Tensor:
         safe = torch.where(value > 0, value, 1.0).double()

@@ -118,8 +118,8 @@ def fast_score(needed: tuple[bool, ...], z: Tensor, a: Tensor, rate: Tensor) -> 
         z = z.clamp_min(torch.finfo(z.dtype).tiny)
     more = a + 1
     ratio = (rate * z).div_(more)
-    miss = (ratio - 1).double()
-    bend = miss.log1p().sub_(miss).float()  # nothing is left of it in float32 at large a
+    wide = ratio.double()
+    bend = (wide.log() - (wide - 1)).float()  # nothing would be left of it at large a
     norm, norm_slope = surfaces.log_norm(a)
     value = bend.mul(a).sub_(ratio).add_(a.log()).sub_(z.log()).sub_(norm)
     per_a = None

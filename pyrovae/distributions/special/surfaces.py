@@ -21,7 +21,7 @@ infinity included, and short polynomials give them to 4e-7 of the derivative. lo
 logarithms taken out, is a curve in s likewise. `tools/fit_slopes.py` makes the coefficients from
 the quadratures of this package and mpmath; float64 is left to the quadratures.
 
-In eager mode the polynomial is a product of matrices, in a graph a Horner scheme that fuses.
+The polynomial is a product of matrices; where it is differentiated, a Horner scheme.
 """
 
 from __future__ import annotations
@@ -49,9 +49,11 @@ def _horner(coefficients: Sequence[float | Tensor], x: Tensor) -> Tensor:
 
 
 def _eager(*tensors: Tensor) -> bool:
-    """Whether matrices may be made: values are at hand and nothing is to be differentiated."""
+    """Whether matrices may be made: nothing is to be differentiated or mapped."""
     recorded = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    return can_look() and not recorded and not torch.jit.is_tracing()
+    if recorded or torch.jit.is_tracing():
+        return False
+    return can_look() or torch.compiler.is_compiling()
 
 
 @lru_cache(maxsize=32)
@@ -60,6 +62,11 @@ def _blocks(table: Table, dtype: torch.dtype, device: torch.device) -> Tensor:
     matrix = torch.tensor(table, dtype=dtype, device=device)
     matrix = torch.nn.functional.pad(matrix, (0, -matrix.shape[1] % 4))
     return matrix.view(len(table), -1, 4).transpose(0, 1).reshape(-1, 4)
+
+
+def _matrix(table: Table, like: Tensor) -> Tensor:
+    make = _blocks.__wrapped__ if torch.compiler.is_compiling() else _blocks
+    return make(table, like.dtype, like.device)
 
 
 def _four_powers(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,7 +78,7 @@ def _four_powers(x: Tensor) -> tuple[Tensor, Tensor]:
 def _rows(table: Table, sigma: Tensor) -> Tensor:
     """Return the sums over j of table[i][j] sigma^j, `[i, *shape]`: one product of matrices."""
     side, fourth = _four_powers(sigma)
-    product = _blocks(table, sigma.dtype, sigma.device) @ side.view(4, -1)
+    product = _matrix(table, sigma) @ side.view(4, -1)
     total, *rest = product.view(-1, len(table), *sigma.shape).unbind(0)[::-1]
     for part in rest:
         total = torch.addcmul(part, total, fourth)
@@ -113,7 +120,7 @@ def student_slope(df: Tensor, log_abs: Tensor) -> Tensor:
     q, sigma = tail / (1 + tail), 2 * s - 1
     if _eager(df, log_abs):
         rows = _rows(tables.STUDENT, sigma).mul_(s)
-        last = _blocks((tables.STUDENT_LIMIT,), s.dtype, s.device)
+        last = _matrix((tables.STUDENT_LIMIT,), s)
         middle = _along(rows, x).addcmul_(q, _along(last.view(-1, *[1] * x.dim()), x))
     else:
         middle = _horner([_horner(row, sigma) for row in tables.STUDENT], x) * s

@@ -25,11 +25,13 @@ from inspect import signature
 from typing import Any
 
 import torch
+from pyro.distributions import constraints as pyro_constraints
 from pyro.distributions.testing.gof import auto_goodness_of_fit
 from torch import Tensor
 from torch.distributions import constraints
 
 from pyrovae.distributions import map_tensors
+from pyrovae.nn import is_circle
 
 __all__ = ["check_distribution"]
 
@@ -72,10 +74,12 @@ class _Case:
     z: Tensor
     oracle: Any
     univariate: bool = field(init=False)
+    angle: bool = field(init=False)
     eps: float = field(init=False)
 
     def __post_init__(self) -> None:
         self.univariate = len(self.d.event_shape) == 0
+        self.angle = is_circle(self.d.support)  # both ends are one point
         self.eps = torch.finfo(self.z.dtype).eps
 
     def fail(self, what: str) -> None:
@@ -217,8 +221,10 @@ def _follows(c: _Case) -> None:
     if isinstance(d.support, type(constraints.simplex)):
         flat = flat[..., :-1]
         flat = flat[..., 0] if flat.shape[-1] == 1 else flat
+    surface = isinstance(d.support, type(pyro_constraints.sphere))  # of one dimension less
+    dim = d.event_shape[0] - 1 if surface else None
     for i in range(min(flat.shape[1], 4)):
-        p = auto_goodness_of_fit(flat[:, i], probs[:, i])
+        p = auto_goodness_of_fit(flat[:, i], probs[:, i], dim=dim)
         c.true(torch.as_tensor(p > _ALPHA), f"draws do not follow log_prob: p = {float(p):.2g}")
 
 
@@ -247,7 +253,7 @@ def _leaves(d: Any, n: int) -> tuple[Any, list[Tensor]]:
         found.append(t.detach().clone().requires_grad_())
         return found[-1]
 
-    given = {k: leaf(v) for k, v in _arguments(wide).items()}
+    given = {k: map_tensors(v, leaf) for k, v in _arguments(wide).items()}
     if found:
         return type(d)(**given), found
     return map_tensors(wide, leaf), found
@@ -274,7 +280,8 @@ def _pathwise(c: _Case) -> None:
     z = d.rsample()
     if not z.requires_grad:
         c.fail("rsample() is not differentiable in the parameters")
-    f = torch.tanh((z - centre) / spread.clamp_min(1e-30) + 0.5)  # not odd: a scale shows too
+    away = torch.sin(z - centre) if c.angle else z - centre  # of an angle, a periodic function
+    f = torch.tanh(away / spread.clamp_min(1e-30) + 0.5)  # not odd: a scale shows too
     path = torch.autograd.grad(f.sum(), leaves, allow_unused=True, retain_graph=True)
     at = z.detach()
     if not _moves(c.d):
@@ -349,7 +356,10 @@ def _moments(c: _Case) -> None:
     d, z = c.d, c.z
     mean, variance, mode, entropy = (c.ask(n) for n in ("mean", "variance", "mode", "entropy"))
     score = d.log_prob(z)
-    if mean is not None and variance is not None:
+    if c.angle and mean is not None and variance is not None:
+        c.within(torch.sin(z - mean), 0.0, "the sine of an angle from the mean")
+        c.within(1 - torch.cos(z - mean), variance, "the circular variance")
+    elif mean is not None and variance is not None:
         known = mean.isfinite() & variance.isfinite()
         c.within(torch.where(known, z, 0.0), torch.where(known, mean, 0.0), "the mean")
         squares = torch.where(known, (z - mean).square(), 0.0)

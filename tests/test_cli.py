@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,6 +109,9 @@ def test_unknown_names_come_with_the_nearest_known_one(arguments, nearest, tmp_p
         (["train", "--likelihood", "normal_fixed"], "needs its scale"),
         (["train", "--likelihood", "normal:3"], "takes no argument"),
         (["compare", "--posteriors", "Normal,normal"], "different names"),
+        (["train", "--prior", "gamma(-1, 2)"], "'concentration' of Gamma"),
+        (["train", "--prior", "student-t"], "'df' of StudentT has no usual value"),
+        (["train", "--posterior", "student-t(df=x)"], "expected a number, found 'x'"),
         (["compare", "--evaluate", "0"], "--evaluate"),
         (["evaluate", "nothing"], "is missing"),
         (["evaluate"], "Missing argument"),
@@ -437,6 +441,27 @@ def test_burda_schedule_is_the_papers():
 
 def test_cosine_schedule_goes_from_one_to_nothing():
     assert [_cosine(t) for t in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
+
+
+def test_a_prior_by_name_is_trained_kept_and_evaluated(tmp_path):
+    options = ["--posterior", "erlang", "--prior", "gamma(2, rate=0.3)", "--evaluate", 5]
+    output = good("train", *options, *TINY)
+    assert "Erlang posterior, prior Gamma(2, 0.3)" in output
+    folder = tmp_path / "runs" / "digits-erlang"
+    assert read(folder / "train.json")["prior"] == "Gamma(concentration=2, rate=0.3)"
+    prior = pv.load_run(folder).model.program.__self__.prior()
+    assert (prior.base_dist.concentration == 2).all()
+    assert "log p(x)" in good("evaluate", folder, "--particles", 5, "--limit", 5)
+    good("train", "--resume", "--out", folder, "--epochs", 3, "--evaluate", 0)
+
+
+def test_posteriors_with_numbers_are_compared():
+    options = ["--posteriors", "student-t(df=5), laplace(scale=1),normal", "--prior", "laplace"]
+    output = good("compare", *options, *TINY, "--evaluate", 5, "--out", "demo")
+    assert "prior of every unit, all: Laplace(0, 1)" in output
+    assert {"StudentT-df-5", "Laplace-scale-1", "Normal"} <= {
+        p.name for p in Path("demo").iterdir()
+    }
 
 
 @pytest.mark.parametrize(

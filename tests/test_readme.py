@@ -1,8 +1,10 @@
 """The README's Python runs as pasted; what it names exists."""
 
+import ast
 import re
 from pathlib import Path
 
+import pyro.distributions
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -21,11 +23,11 @@ def float32():
     torch.set_default_dtype(torch.float32)
 
 
-def test_there_are_two_blocks_of_python():
-    assert len(BLOCKS) == 2
+def test_there_are_three_blocks_of_python():
+    assert len(BLOCKS) == 3
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=["fifteen lines", "own model"])
+@pytest.mark.parametrize("block", BLOCKS[:2], ids=["fifteen lines", "own model"])
 def test_python_runs_as_pasted(block, float32, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -36,6 +38,25 @@ def test_python_runs_as_pasted(block, float32, tmp_path, monkeypatch, capsys):
     first, last = names["run"].history[0]["elbo"], names["run"].history[-1]["elbo"]
     assert last > first
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_readers_own_posteriors_are_short_and_train(float32, tmp_path, monkeypatch, capsys):
+    """The block itself asks `check_distribution` of each."""
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(BLOCKS[2], "README.md", "exec"), names)  # noqa: S102
+    bases = (pv.distributions.LocationScale, pv.distributions.InverseCDF)
+    bases += (pv.distributions.Composition,)
+    classes = [node for node in ast.parse(BLOCKS[2]).body if isinstance(node, ast.ClassDef)]
+    assert [names[c.name].__base__ for c in classes] == list(bases)
+    for node in classes:
+        lines = BLOCKS[2].splitlines()[node.lineno - 1 : node.end_lineno]
+        assert len([line for line in lines if line.strip()]) <= 12, node.name
+        assert not hasattr(torch.distributions, node.name)
+        assert not hasattr(pyro.distributions, node.name)
+    elbos = dict(re.findall(r"(\w+): ELBO (-[\d.]+)", capsys.readouterr().out))
+    assert set(elbos) == {c.name for c in classes}
+    assert all(float(elbo) > -45 for elbo in elbos.values())  # 64 fair coins are 44.4 nats
 
 
 def test_every_family_has_its_row_and_its_prior():

@@ -32,11 +32,12 @@ import typer
 from pyrovae.cli import options
 from pyrovae.cli.data import load_split
 from pyrovae.cli.evaluating import Evaluation, evaluate_run, numbers, write_json
-from pyrovae.cli.folders import new_folder, replace_folder
+from pyrovae.cli.folders import file_name, new_folder, replace_folder
 from pyrovae.cli.settings import Settings
 from pyrovae.cli.tables import markdown, text
 from pyrovae.cli.training import LIMIT, describe_prior, train_vae, use_threads
 from pyrovae.collapse import CollapseReport
+from pyrovae.distributions.spelling import split_list
 from pyrovae.run import Run
 
 __all__ = ["Contender", "Pair", "answer", "compare", "pairs_of"]
@@ -168,6 +169,7 @@ def _caution(contenders: list[Contender]) -> str:
 def compare(
     ctx: typer.Context,
     posteriors: options.Posteriors = "Normal,Laplace,Logistic",
+    prior: options.Prior = None,
     data: options.Data = "digits",
     binarize: options.BinarizeCompared = None,
     latent: options.Latent = None,
@@ -204,7 +206,7 @@ def compare(
     use_threads(threads, data)
     if evaluate < 2:
         raise ValueError("--evaluate: comparing needs log p(x), so at least 2 draws of z.")
-    names = [name.strip() for name in posteriors.split(",") if name.strip()]
+    names = split_list(posteriors)
     if binarize is None and data == "digits":
         # 17 grey levels make posteriors that these guides do not cover: k-hat above 1
         binarize = "dynamic"
@@ -229,7 +231,12 @@ def compare(
     contenders = []
     for settings in every:
         run = train_vae(
-            settings, data_train, folder / settings.posterior, resume=False, say=say, quiet=quiet
+            settings,
+            data_train,
+            folder / file_name(settings.posterior),
+            resume=False,
+            say=say,
+            quiet=quiet,
         )
         found = evaluate_run(
             run,
@@ -242,8 +249,8 @@ def compare(
         say(
             f"log p(x) of {len(found.rows):,} test rows, K = {evaluate:,}: {found.seconds:.1f} s\n"
         )
-        prior = describe_prior(settings.vae(data_train))
-        contenders.append(Contender(settings.posterior, prior, run, found))
+        drawn_from = describe_prior(settings.vae(data_train))
+        contenders.append(Contender(settings.posterior, drawn_from, run, found))
     _report(contenders, folder)
 
 

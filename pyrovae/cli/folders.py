@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
-__all__ = ["new_folder", "replace_folder"]
+__all__ = ["file_name", "new_folder", "replace_folder"]
+
+
+def file_name(text: str) -> str:
+    """The text with nothing in it that a shell would not take: `StudentT-df-5`."""
+    return "-".join(re.findall(r"[-\w.]+", text))
 
 
 def new_folder(name: str, parent: Path = Path("runs")) -> Path:

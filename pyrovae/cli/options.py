@@ -37,10 +37,21 @@ BinarizeCompared = Annotated[
     ),
 ]
 Posterior = Annotated[
-    str, typer.Option(help=f"Family of q(z|x): {', '.join(names())}. Its prior is chosen to fit.")
+    str,
+    typer.Option(
+        help=f"Family of q(z|x): {', '.join(names())}. student-t(df=5) fixes a parameter. Its "
+        "prior is chosen to fit."
+    ),
 ]
 Posteriors = Annotated[
     str, typer.Option(help=f"Families of q(z|x), separated by commas: {', '.join(names())}.")
+]
+Prior = Annotated[
+    str | None,
+    typer.Option(
+        help="p(z) of each unit: a family, if need be with its numbers: laplace, gamma(0.3, 0.3). "
+        "[default: what fits the posterior's support and tails]"
+    ),
 ]
 Latent = Annotated[
     int | None,

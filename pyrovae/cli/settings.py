@@ -42,6 +42,7 @@ class Settings:
     data: str = "digits"
     binarize: str | None = None
     posterior: str = "Normal"
+    prior: str | None = None
     latent: int | None = None
     hidden: str = "200,200"
     likelihood: str | None = None
@@ -81,7 +82,10 @@ class Settings:
         write_atomic(folder / FILE, text.encode())
 
     def _check(self) -> None:
-        self.posterior = distributions.lookup(self.posterior).__name__
+        self.posterior = _canonical(self.posterior)
+        if self.prior is not None:
+            self.prior = _canonical(self.prior)
+            distributions.prior_by_name(self.prior, 1)
         check_choice("--objective", self.objective, ["elbo", "iwae"])
         check_choice("--optimizer", self.optimizer, ["adam", "adagrad"])
         check_choice("--lr-schedule", self.lr_schedule, ["constant", "cosine", "burda"])
@@ -162,7 +166,8 @@ class Settings:
                 hidden=self.widths(),
                 likelihood=name,
                 likelihood_args=arguments,
-                posterior=distributions.lookup(self.posterior),
+                posterior=self.posterior,
+                prior=self.prior,
                 data_mean=data.args[0].mean(0),
             )
 
@@ -205,6 +210,11 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder / FILE} cannot be read: {error}.") from None
     own = {f.name for f in dataclasses.fields(Settings)}
     return {k: v for k, v in kept.items() if k in own} if isinstance(kept, dict) else {}
+
+
+def _canonical(text: str) -> str:
+    """The one way of writing a family and its numbers, `StudentT(df=5)`."""
+    return distributions.spelling.spell_values(*distributions.parse(text))
 
 
 def _is_binary(data: Dataset) -> bool:

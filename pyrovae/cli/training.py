@@ -15,7 +15,7 @@ from tqdm import tqdm
 from pyrovae.cli import options
 from pyrovae.cli.data import load_split
 from pyrovae.cli.evaluating import evaluate_run, write_json
-from pyrovae.cli.folders import new_folder
+from pyrovae.cli.folders import file_name, new_folder
 from pyrovae.cli.settings import Settings, read_settings
 from pyrovae.datasets import Dataset
 from pyrovae.distributions import posterior_class
@@ -33,6 +33,7 @@ def train(
     data: options.Data = "digits",
     binarize: options.Binarize = None,
     posterior: options.Posterior = "Normal",
+    prior: options.Prior = None,
     latent: options.Latent = None,
     hidden: options.Hidden = "200,200",
     likelihood: options.Likelihood = None,
@@ -78,7 +79,8 @@ def train(
     use_threads(threads, settings.data)
     data_train = load_split(settings.data, settings.binarize, "train")
     data_test = load_split(settings.data, settings.binarize, "test")
-    folder = out or new_folder(f"{Path(settings.data).stem}-{settings.posterior.lower()}")
+    name = file_name(settings.posterior).lower()
+    folder = out or new_folder(f"{Path(settings.data).stem}-{name}")
     say = (lambda line: None) if quiet else typer.echo
     run = train_vae(settings, data_train, folder, resume=resume, say=say, quiet=quiet)
     if evaluate:
@@ -102,6 +104,7 @@ train.epilog = """\b
 Examples:
   pyrovae train
   pyrovae train --posterior Logistic --objective iwae --particles 5
+  pyrovae train --posterior gamma --prior "gamma(0.3, 0.3)"
   pyrovae train --data mnist --minutes 15 --out runs/mnist
   pyrovae train --data mnist --likelihood bernoulli --lr-schedule burda --batch-size 20
   pyrovae train --out runs/mnist --epochs 200 --resume"""

@@ -5,11 +5,16 @@ r"""Distributions: reparameterizable families for posteriors, and fast ones for 
 * inverse cdf: `Exponential`, `Weibull`, `Rayleigh`, `Pareto`, `Gompertz`, `Kumaraswamy`, and on an
   interval `Uniform`, `Reciprocal`, `Triangular`;
 * compositions: `Gamma`, `Erlang`, `Chi2`, `LogNormal`, `Beta`, `Dirichlet`, `FisherSnedecor`;
+* directions: `VonMises` for angles; `VonMisesFisher`, `PowerSpherical` and, as their prior,
+  `SphericalUniform` for unit vectors;
+* implicit: `Mixture` of any of them, `mixture_of` for an encoder's head, `Truncated`, and a family
+  of your own from a density and a cdf (`InverseCDF`);
 * likelihoods: `Bernoulli`, `Binomial` (summed over the event), `ContinuousBernoulli`;
 * for authors of families: `Reparameterized`, `LocationScale`, `InverseCDF`, `Composition`;
 * for whole distributions: `Reshaped`, `map_tensors`;
 * which prior fits which posterior: `default_prior`, `prior_reason`, `posterior_domains`;
-* families by name, for the command line: `names`, `lookup`.
+* families by name, for the command line: `names`, `lookup`; with numbers, `gamma(0.3, 0.3)`:
+  `parse`, `prior_by_name`, `spelled`.
 
 A family that torch or Pyro has is a subclass of theirs, so that `isinstance` and `kl_divergence`
 keep dispatching; what they do right is theirs and exported as it is.
@@ -18,10 +23,12 @@ keep dispatching; what they do right is theirs and exported as it is.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
+from typing import Any
 
-from pyro.distributions import MultivariateNormal
+from pyro.distributions import Independent, MultivariateNormal
 
-from pyrovae.distributions import kl, kl_gamma, radial
+from pyrovae.distributions import kl, kl_directional, kl_gamma, radial, spelling
 from pyrovae.distributions.base import Composition, Reparameterized
 from pyrovae.distributions.composition import (
     Beta,
@@ -35,7 +42,14 @@ from pyrovae.distributions.composition import (
 )
 from pyrovae.distributions.continuous_bernoulli import ContinuousBernoulli
 from pyrovae.distributions.counts import Bernoulli, Binomial
+from pyrovae.distributions.directional import (
+    PowerSpherical,
+    SphericalUniform,
+    VonMises,
+    VonMisesFisher,
+)
 from pyrovae.distributions.elliptical import Elliptical
+from pyrovae.distributions.implicit import Mixture, Truncated, mixture_of
 from pyrovae.distributions.interval import Reciprocal, Triangular, Uniform
 from pyrovae.distributions.inverse_cdf import Hazard, InverseCDF
 from pyrovae.distributions.kumaraswamy import Kumaraswamy
@@ -52,6 +66,7 @@ from pyrovae.distributions.priors import (
     default_prior,
     posterior_class,
     posterior_domains,
+    posterior_fixed,
     prior_reason,
 )
 from pyrovae.distributions.reshape import Reshaped, map_tensors
@@ -64,6 +79,9 @@ _FAMILIES: tuple[type, ...] = (
     Cauchy,
     Gumbel,
     Gamma,
+    Erlang,
+    Chi2,
+    FisherSnedecor,
     Exponential,
     Weibull,
     Rayleigh,
@@ -78,7 +96,11 @@ _FAMILIES: tuple[type, ...] = (
     Dirichlet,
     MultivariateNormal,
     Elliptical,
+    VonMises,
+    VonMisesFisher,
+    PowerSpherical,
 )
+_SHORT = {"vmf": VonMisesFisher}
 
 __all__ = [
     "Bernoulli",
@@ -103,27 +125,40 @@ __all__ = [
     "LocationScale",
     "LogNormal",
     "Logistic",
+    "Mixture",
     "MultivariateNormal",
     "Normal",
     "Pareto",
+    "PowerSpherical",
     "Rayleigh",
     "Reciprocal",
     "Reparameterized",
     "Reshaped",
+    "SphericalUniform",
     "StudentT",
     "Triangular",
+    "Truncated",
     "Uniform",
+    "VonMises",
+    "VonMisesFisher",
     "Weibull",
     "default_prior",
     "kl",
+    "kl_directional",
     "kl_gamma",
     "lookup",
     "map_tensors",
+    "mixture_of",
     "names",
+    "parse",
     "posterior_class",
     "posterior_domains",
+    "posterior_fixed",
+    "prior_by_name",
     "prior_reason",
     "radial",
+    "spelled",
+    "spelling",
 ]
 
 
@@ -143,10 +178,59 @@ def lookup(name: str) -> type:
     """
     known = {cls.__name__.lower(): cls for cls in _FAMILIES}
     plain = name.lower().replace("-", "").replace("_", "")
-    if plain in known:
-        return known[plain]
+    if plain in known or plain in _SHORT:
+        return (known | _SHORT)[plain]
     near = difflib.get_close_matches(plain, known, n=1, cutoff=0.0)
     raise ValueError(
         f"unknown distribution {name!r}; did you mean {known[near[0]].__name__!r}? "
         f"Known: {', '.join(names())}"
     )
+
+
+def parse(text: str) -> tuple[type, dict[str, float]]:
+    """Return family and numbers of a text: a name, or a name with numbers in parentheses.
+
+    Raises:
+        ValueError: the text is not of this form, or an unknown family or parameter, or a number
+            outside the parameter's domain; the message names it.
+
+    >>> family, parameters = parse("student-t(df=5)")
+    >>> family.__name__, parameters
+    ('StudentT', {'df': 5.0})
+    """
+    name, numbers, named = spelling.split(text)
+    family = lookup(name)
+    return family, spelling.bind(family, numbers, named, text)
+
+
+def prior_by_name(text: str, event_shape: int | Sequence[int]) -> Any:
+    """Return the prior of this text, `gamma(0.3, 0.3)`, the same for every unit of one latent.
+
+    Numbers that are left out are those of the family's default prior where that is of the same
+    family, else location 0, scale, rate and concentrations 1, the interval (0, 1).
+
+    Args:
+        text: as for :func:`parse`.
+        event_shape: shape of one draw z, `20` or `(4, 5)`.
+
+    Raises:
+        ValueError: as :func:`parse`; also where a number is missing that has no usual value.
+
+    >>> prior_by_name("laplace", 20).event_shape
+    torch.Size([20])
+    """
+    return spelling.build(*parse(text), event_shape)
+
+
+def spelled(d: Any) -> str | None:
+    """Return the text from which `prior_by_name` builds d; None where there is none.
+
+    >>> spelled(Gamma(0.5, 2.0).expand([20]).to_event(1))
+    'Gamma(concentration=0.5, rate=2)'
+    """
+    while isinstance(d, Independent):
+        d = d.base_dist
+    family = next((cls for cls in _FAMILIES if cls.__name__ == type(d).__name__), None)
+    if family is None or not issubclass(family, type(d)):
+        return None
+    return spelling.spell(family, d)

@@ -47,7 +47,7 @@ from torch.distributions.transforms import Transform
 
 from pyrovae.distributions.fused import can_look
 
-__all__ = ["EMPTY", "Composition", "Reparameterized", "can_look"]
+__all__ = ["EMPTY", "Composition", "Reparameterized", "all_within", "can_look"]
 
 EMPTY = Size()
 
@@ -130,7 +130,7 @@ class Reparameterized(TorchDistribution):
             if name not in self.__dict__ or constraints.is_dependent(constraint):
                 continue
             value = getattr(self, name)
-            if _all_within(constraint, value, finite=True):
+            if not value.numel() or all_within(constraint, value, finite=True):
                 continue
             good, finite = constraint.check(value), value.isfinite()
             good = good & finite.reshape(*good.shape, -1).all(-1)
@@ -231,7 +231,7 @@ class Reparameterized(TorchDistribution):
                 f"shape {tuple(self.batch_shape)} and event shape {tuple(self.event_shape)}"
             )
         support = self.support
-        if _all_within(support, value, finite=False):
+        if all_within(support, value, finite=False):
             return
         good = support.check(value)
         if not bool(good.all()):
@@ -299,6 +299,10 @@ class Reparameterized(TorchDistribution):
         """Draw standard normals."""
         like = self._like()
         return torch.randn(shape, dtype=like.dtype, device=like.device)
+
+    def _either_sign(self, x: Tensor) -> Tensor:
+        """Return x >= 0 with a random sign, each with probability one half."""
+        return torch.copysign(x, torch.rand_like(x) - 0.5)
 
     @staticmethod
     def _as_pyro(d: Distribution) -> Any:
@@ -423,7 +427,7 @@ _SETS = {  # the same sets, whichever class torch writes them with
 }
 
 
-def _all_within(constraint: Any, value: Tensor, *, finite: bool) -> bool:
+def all_within(constraint: Any, value: Tensor, *, finite: bool) -> bool:
     """Whether all values lie in one of the common sets, in one pass; False if that is unknown."""
     if not value.numel():
         return False

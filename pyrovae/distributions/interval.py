@@ -251,8 +251,10 @@ class Reciprocal(_Interval):
 
 
 def _log_of_ratio(a: Tensor, b: Tensor) -> Tensor:
-    """Return log(a / b) for a >= b > 0, from the difference: exact where they are close."""
-    return torch.log1p((a - b) / b)
+    """Return log(a / b) for a >= b > 0, from the difference unless the ratio is large."""
+    near = a < 1e4 * b
+    close = torch.log1p(torch.where(near, a - b, 0.0) / b)
+    return torch.where(near, close, a.log() - b.log())
 
 
 class Triangular(_Interval):
@@ -332,11 +334,12 @@ class Triangular(_Interval):
         rest = torch.where(rising, q, u) * width - other
         # the share of this side's mass between value and peak; from the peak where it is close,
         # unless the other side's mass would drown it
-        share = torch.where(side > 0, rest / torch.where(side > 0, side, 1.0), 0.0).clamp(0, 1)
+        safe = torch.where(side > 0, side, 1.0)
+        share = torch.where(side > 0, rest / safe, 0.0).clamp(0, 1)
         near = (share < 0.5) & (other <= end.abs())
         inner = torch.where(near, share, 0.0)
         step = side * inner / (1 + torch.sqrt(1 - inner))  # side (1 - sqrt(1 - share))
-        reach = _root(torch.where(near, 1.0, mass * (width * side)))
+        reach = side * _root(torch.where(near, 1.0, mass * (width / safe)))
         return torch.where(
             near,
             torch.where(rising, self.peak - step, self.peak + step),
@@ -386,7 +389,7 @@ class Triangular(_Interval):
         flat = torch.where(rising, left, right) == 0  # the peak is this end
         height = torch.where(flat, 1.0, height)
         outside = (z < self.low) | (z > self.high)
-        return torch.where(outside, -math.inf, torch.log(2 * height / width))
+        return torch.where(outside, -math.inf, torch.log(2 * height) - width.log())
 
     def _split(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Which side z is on, and its distance from that side's end; 1 where on the other."""
@@ -406,7 +409,8 @@ class Triangular(_Interval):
         side = torch.where(side > 0, side, 1.0)
         tail = (reach / width) * (reach / side)
         rest = (other + (z - self.peak).abs() * ((reach + side) / side)) / width
-        return rising, tail, rest
+        over = (rest - 1).clamp_min(0).detach()  # by a rounding
+        return rising, tail, rest - over
 
     def _cdf(self, z: Tensor) -> Tensor:
         rising, tail, rest = self._shares(z)

@@ -7,15 +7,14 @@ taken by `log1mexp` and never through z near 0 or 1, where a power of z has no d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from numbers import Number
 
 import pyro.distributions as dist
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints
 
-from pyrovae.distributions.base import EMPTY
 from pyrovae.distributions.inverse_cdf import Hazard, within
 from pyrovae.distributions.special import log_gamma_ratio
 from pyrovae.distributions.stable import (
@@ -77,7 +76,7 @@ class Kumaraswamy(Hazard, dist.Kumaraswamy):
     def _hazard(self, z: Tensor) -> Tensor:
         return -self.concentration0 * log1mexp(self.concentration1 * self._log_inside(z))
 
-    def _log_quantile(self, e: Tensor) -> Tensor:
+    def _log_quantile(self, e: Tensor) -> Tensor:  # keeps apart draws that are 0 in the format
         return log1mexp(e / self.concentration0) / self.concentration1
 
     def _inverse_hazard(self, e: Tensor) -> Tensor:
@@ -129,10 +128,6 @@ class Kumaraswamy(Hazard, dist.Kumaraswamy):
     def _log_rate(self, z: Tensor) -> Tensor:
         a, b, x = self.concentration1, self.concentration0, self._log_inside(z)
         return torch.log(a * b) - (a - 1) * x - log1mexp(a * x)
-
-    def log_rsample(self, sample_shape: Size | Sequence[int] = EMPTY) -> Tensor:
-        """Draw log z, which keeps apart draws that are 0 in the format."""
-        return self._log_quantile(self._exponential(self._extended_shape(Size(sample_shape))))
 
     def _mean_of(self, f: Callable[[Tensor], Tensor]) -> Tensor:
         a, b = self.concentration1.double(), self.concentration0.double()

@@ -14,15 +14,13 @@ Each is its cumulative hazard, :math:`P(Z > z) = e^{-H(z)}`:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from numbers import Number
 
 import pyro.distributions as dist
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints
 
-from pyrovae.distributions.base import EMPTY
 from pyrovae.distributions.inverse_cdf import Hazard, exp_within, within
 from pyrovae.distributions.stable import EULER, exponential_mean, lgamma1p
 
@@ -53,6 +51,9 @@ class Exponential(Hazard, dist.Exponential):
 
     def _inverse_hazard(self, e: Tensor) -> Tensor:
         return e / self.rate
+
+    def _log_quantile(self, e: Tensor) -> Tensor:
+        return e.log() - self.rate.log()
 
     def _log_rate(self, z: Tensor) -> Tensor:
         return self.rate.log()
@@ -125,7 +126,7 @@ class Weibull(Hazard, dist.Weibull):
     def _draw(self, e: Tensor) -> tuple[Tensor, Tensor]:
         return exp_within(self._log_quantile(e), self.concentration)
 
-    def _log_quantile(self, e: Tensor) -> Tensor:
+    def _log_quantile(self, e: Tensor) -> Tensor:  # minus a Gumbel variable
         return e.log() / self.concentration + self.scale.log()
 
     def _inverse_hazard(self, e: Tensor) -> Tensor:
@@ -159,10 +160,6 @@ class Weibull(Hazard, dist.Weibull):
             return None
         z = y.exp_()
         return z, None, z / scale, (z * log_e).div_(k).div_(k).neg_()
-
-    def log_rsample(self, sample_shape: Size | Sequence[int] = EMPTY) -> Tensor:
-        """Draw log z, which neither overflows nor underflows: its law is minus a Gumbel's."""
-        return self._log_quantile(self._exponential(self._extended_shape(Size(sample_shape))))
 
     @property
     def mean(self) -> Tensor:
@@ -229,6 +226,9 @@ class Rayleigh(Hazard):
 
     def _inverse_hazard(self, e: Tensor) -> Tensor:
         return self.scale * torch.sqrt(2 * e)
+
+    def _log_quantile(self, e: Tensor) -> Tensor:
+        return self.scale.log() + 0.5 * torch.log(2 * e)
 
     def _log_rate(self, z: Tensor) -> Tensor:
         return torch.log(z / self.scale / self.scale)
@@ -339,9 +339,7 @@ class Pareto(Hazard, dist.Pareto):
     def _log_rate(self, z: Tensor) -> Tensor:
         return torch.log(self.alpha / z)
 
-    def log_rsample(self, sample_shape: Size | Sequence[int] = EMPTY) -> Tensor:
-        """Draw log z, which does not overflow: an exponential, shifted."""
-        e = self._exponential(self._extended_shape(Size(sample_shape)))
+    def _log_quantile(self, e: Tensor) -> Tensor:  # an exponential, shifted
         return self.scale.log() + e / self.alpha
 
     @property
@@ -413,6 +411,9 @@ class Gompertz(Hazard):
 
     def _inverse_hazard(self, e: Tensor) -> Tensor:
         return torch.log1p(e / self.concentration) / self.rate
+
+    def _log_quantile(self, e: Tensor) -> Tensor:
+        return torch.log1p(e / self.concentration).log() - self.rate.log()
 
     def _log_rate(self, z: Tensor) -> Tensor:
         return torch.log(self.concentration * self.rate) + self.rate * z

@@ -17,8 +17,10 @@ exceed 2, for instance), or for its draws to be finite in float32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
@@ -27,23 +29,42 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
+from pyrovae.distributions.composition import Chi2, Erlang, FisherSnedecor
+from pyrovae.distributions.directional import (
+    PowerSpherical,
+    SphericalUniform,
+    VonMises,
+    VonMisesFisher,
+    circle,
+)
 from pyrovae.distributions.elliptical import Elliptical
+from pyrovae.distributions.implicit import Each, Mixture
 from pyrovae.distributions.interval import Reciprocal, Triangular, Uniform
 from pyrovae.distributions.kumaraswamy import Kumaraswamy
 from pyrovae.distributions.lifetimes import Exponential, Gompertz, Pareto, Rayleigh
 from pyrovae.distributions.location_scale import Cauchy, Gumbel, Normal
 
-__all__ = ["default_prior", "posterior_class", "posterior_domains", "prior_reason"]
+__all__ = [
+    "default_prior",
+    "posterior_class",
+    "posterior_domains",
+    "posterior_fixed",
+    "prior_reason",
+]
 
 
 @dataclass(frozen=True)
 class Row:
-    """The prior of a family: how to build it from zeros of the event shape, and why."""
+    """The prior of a family: how to build it from zeros of the event shape, and why.
 
-    build: Callable[[Tensor], Any]
+    What an amortized posterior cannot learn is `fixed`, and the prior is built with it too.
+    """
+
+    build: Callable[..., Any]
     why: str
     domains: dict[str, Constraint] = field(default_factory=dict)  # for the reason to hold
     finite: dict[str, Constraint] = field(default_factory=dict)  # for draws that float32 can hold
+    fixed: dict[str, float] = field(default_factory=dict)
 
 
 def _normal(zero: Tensor) -> Any:
@@ -53,6 +74,11 @@ def _normal(zero: Tensor) -> Any:
 def _multivariate_normal(zero: Tensor) -> Any:
     eye = torch.eye(zero.shape[-1], dtype=zero.dtype, device=zero.device)
     return dist.MultivariateNormal(zero, scale_tril=eye)
+
+
+def _uniform_on_sphere(zero: Tensor) -> Any:
+    uniform = SphericalUniform(zero.shape[-1], dtype=zero.dtype, device=zero.device)
+    return uniform.expand(zero.shape[:-1])
 
 
 _HEAVIER = "tails heavier than Gaussian on both sides: p/q is bounded and the KL finite"
@@ -94,6 +120,27 @@ _ROWS: dict[type, Row] = {
         lambda zero: dist.Gamma(torch.ones_like(zero), torch.ones_like(zero)),
         "the exponential law as a Gamma: same support, closed and finite KL; p/q is bounded "
         "where concentration <= 1 and rate <= 1",
+    ),
+    Erlang: Row(
+        lambda zero, concentration: Erlang(
+            torch.full_like(zero, concentration), torch.ones_like(zero)
+        ),
+        "the Erlang law of the same number of terms and rate 1: closed KL; p/q is bounded where "
+        "rate <= 1. The number of terms is an integer, which no gradient learns: it is fixed, at "
+        "3 unless given, and the network predicts the rate",
+        fixed={"concentration": 3.0},
+    ),
+    dist.Chi2: Row(
+        lambda zero: Chi2(torch.full_like(zero, 2.0)),
+        "the exponential law of mean 2 as a chi-squared: same support, closed and finite KL; p/q "
+        "is bounded where df <= 2",
+    ),
+    dist.FisherSnedecor: Row(
+        lambda zero: FisherSnedecor(torch.full_like(zero, 4.0), torch.full_like(zero, 4.0)),
+        "polynomial at both ends, so only a prior that is too has a bounded p/q; F(4, 4), whose "
+        "log z is symmetric about 0 and whose mean is 2: the KL is finite, and p/q is bounded "
+        "where df1 <= 4 and df2 <= 4",
+        finite={"df1": constraints.greater_than(0.5), "df2": constraints.greater_than(0.5)},
     ),
     dist.Exponential: Row(
         lambda zero: Exponential(torch.ones_like(zero)),
@@ -167,6 +214,23 @@ _ROWS: dict[type, Row] = {
         "independent Normal(0, 1): the same support and a closed KL where the radial law has a "
         "variance; radial laws with tails of exp(-r) and heavier cover it",
     ),
+    VonMises: Row(
+        lambda zero: Uniform(zero - math.pi, zero + math.pi),
+        "uniform on the circle, the von Mises law of concentration 0: the KL is closed, and p/q "
+        "is bounded by exp(2 concentration)",
+        finite={"loc": circle},  # an angle from two numbers, so that a network can go around
+    ),
+    VonMisesFisher: Row(
+        _uniform_on_sphere,
+        "uniform on the sphere, the law of concentration 0: the KL is closed and free of the "
+        "mean direction, and p/q is bounded by exp(2 concentration)",
+    ),
+    PowerSpherical: Row(
+        _uniform_on_sphere,
+        "uniform on the sphere, the law of concentration 0: the KL is closed and free of the "
+        "mean direction; opposite to it the density vanishes, so Var[p/q] is finite only where "
+        "the concentration is below (d - 1)/2",
+    ),
     dist.Dirichlet: Row(
         lambda zero: dist.Dirichlet(torch.ones_like(zero)),
         "flat on the simplex: same support, closed KL; p/q is bounded where every concentration "
@@ -179,7 +243,8 @@ def default_prior(posterior: Any, event_shape: int | Sequence[int]) -> Any:
     """Return the prior p(z) that fits a posterior family's support and tails.
 
     Args:
-        posterior: a distribution class or a distribution (its `to_event` is looked through).
+        posterior: a distribution class, a `functools.partial` of one, or a distribution (its
+            `to_event` is looked through).
         event_shape: shape of one draw z, `20` or `(4, 5)`.
 
     Returns:
@@ -193,7 +258,7 @@ def default_prior(posterior: Any, event_shape: int | Sequence[int]) -> Any:
     """
     row = _row(posterior)
     shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
-    prior = row.build(torch.zeros(shape))
+    prior = row.build(torch.zeros(shape), **_fixed_in(posterior, row))
     n = len(shape) - len(prior.event_shape)
     return prior.to_event(n) if n else prior
 
@@ -203,22 +268,38 @@ def prior_reason(posterior: Any) -> str:
     return _row(posterior).why
 
 
-def posterior_domains(posterior: Any, default_prior: bool = True) -> dict[str, Constraint]:
+def posterior_domains(posterior: Any, prior: Any = None) -> dict[str, Constraint]:
     """Return the domains to which a network that predicts the posterior has to be narrowed.
 
     Args:
         posterior: a distribution class or a distribution.
-        default_prior: whether the prior is the default one. Without it only what keeps draws
-            finite in float32 remains (the log of a LogNormal or Weibull draw must stay below 88).
+        prior: the prior, None for the default one. What the default one asks for holds for each
+            of its class on the real line (df > 2 under any Normal). With others only what keeps
+            draws finite in float32 remains (the log of a LogNormal draw must stay below 88).
     """
     found = _find(posterior)
     if found is None:
         return {}
-    return {**found.finite, **(found.domains if default_prior else {})}
+    return {**found.finite, **(found.domains if _as_by_default(found, prior) else {})}
+
+
+def _as_by_default(row: Row, prior: Any) -> bool:
+    if prior is None:
+        return True
+    own = row.build(torch.zeros(2), **row.fixed)
+    return own.support is constraints.real and isinstance(own, posterior_class(prior))
+
+
+def posterior_fixed(posterior: Any) -> dict[str, float]:
+    """Return the parameters that a network cannot learn, with the values they get unless given."""
+    found = _find(posterior)
+    return {} if found is None else dict(found.fixed)
 
 
 def posterior_class(posterior: Any) -> type:
     """Return the family of a distribution or class, through `to_event`, `mask` and `expand`."""
+    if isinstance(posterior, partial):
+        posterior = posterior.func
     while not isinstance(posterior, type):
         if not hasattr(posterior, "base_dist") or _known(type(posterior)) is not None:
             return type(posterior)
@@ -226,12 +307,52 @@ def posterior_class(posterior: Any) -> type:
     return posterior
 
 
+def _fixed_in(posterior: Any, row: Row) -> dict[str, float]:
+    """Return the row's fixed parameters, as large as the posterior's where it has them."""
+    if isinstance(posterior, partial):
+        given = posterior.keywords
+    elif isinstance(posterior, type):
+        given = {}
+    else:
+        while row.fixed and hasattr(posterior, "base_dist"):
+            posterior = posterior.base_dist
+        part = _parts(posterior)[0]
+        given = {name: getattr(part, name) for name in row.fixed}
+    return {
+        name: torch.as_tensor(given.get(name, usual)).max().item()
+        for name, usual in row.fixed.items()
+    }
+
+
 def _find(posterior: Any) -> Row | None:
-    return _known(posterior_class(posterior))
+    families = {posterior_class(d) for d in _parts(posterior)}
+    return _known(families.pop()) if len(families) == 1 else None
+
+
+def _parts(posterior: Any) -> list[Any]:
+    """Return the components of a mixture, through `to_event`; other distributions alone."""
+    inner = posterior
+    while not isinstance(inner, type) and hasattr(inner, "base_dist"):
+        inner = inner.base_dist
+    if not isinstance(inner, Mixture):
+        return [posterior]
+    return [inner.components] if hasattr(inner.components, "log_prob") else list(inner.components)
 
 
 def _known(family: type) -> Row | None:
-    return next((_ROWS[cls] for cls in family.__mro__ if cls in _ROWS), None)
+    found = next((_ROWS[cls] for cls in family.__mro__ if cls in _ROWS), None)
+    part = getattr(family, "component", None)  # of a class made by mixture_of: what fits it fits
+    row = None if part is None else _known(part)
+    if row is None:
+        return found
+
+    def each(domains: dict[str, Constraint]) -> dict[str, Constraint]:
+        vectors = {
+            n: constraints.independent(c, 1) if family.joint else c for n, c in domains.items()
+        }
+        return {n: Each(c, family.count) for n, c in vectors.items()}
+
+    return replace(row, domains=each(row.domains), finite=each(row.finite))
 
 
 def _row(posterior: Any) -> Row:

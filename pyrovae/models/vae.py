@@ -33,9 +33,17 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyrovae import distributions
-from pyrovae.distributions import Normal, default_prior, map_tensors, posterior_domains
+from pyrovae.distributions import (
+    Normal,
+    default_prior,
+    map_tensors,
+    posterior_domains,
+    posterior_fixed,
+    prior_by_name,
+    spelled,
+)
 from pyrovae.models.likelihoods import likelihood_head
-from pyrovae.nn import MLP, Head, as_shape
+from pyrovae.nn import MLP, Head, OnCircle, as_shape, is_circle
 
 __all__ = ["VAE"]
 
@@ -53,16 +61,19 @@ class VAE(nn.Module):
         latent: shape of one latent z, usually one integer.
         hidden: widths of the encoder's hidden layers, one integer or several.
         likelihood: name of p(x | z).
-        posterior: class of q(z | x); `functools.partial(StudentT, df=5.0)` fixes a parameter.
+        posterior: class of q(z | x), or its name; `functools.partial(StudentT, df=5.0)` or
+            `"student-t(df=5)"` fixes a parameter.
         prior: p(z): a distribution of event shape `latent` and empty batch shape (scalars are
-            broadcast), or a module that returns one when called (a learned prior). None takes the
-            one that fits the posterior's support and tails,
+            broadcast), its name and numbers, `"gamma(0.3, 0.3)"`
+            (:func:`pyrovae.distributions.prior_by_name`), or a module that returns one when called
+            (a learned prior). None takes the one that fits the posterior's support and tails,
             :func:`pyrovae.distributions.default_prior`.
         activation: class of the nonlinearity.
         likelihood_args: arguments of the likelihood, `{"total_count": 16}`.
         encoder: a module `[..., *data_shape]` to a distribution of z, instead of the MLP; end it
             with :class:`pyrovae.nn.Head`.
-        decoder: a module `[..., *latent]` to a distribution of x, instead of the MLP.
+        decoder: a module `[..., *latent]` to a distribution of x, instead of the MLP. The MLP
+            reads angles (a VonMises latent) through :class:`pyrovae.nn.OnCircle`; so should this.
         data_mean: mean of the data; the decoder's output starts there.
         init: "glorot" or "normal" (N(0, 0.01), as Kingma and Welling).
 
@@ -91,7 +102,7 @@ class VAE(nn.Module):
         init: str = "glorot",
     ) -> None:
         super().__init__()
-        custom = prior is not None or encoder is not None or decoder is not None
+        custom = encoder is not None or decoder is not None
         self.config = (
             None
             if custom
@@ -101,6 +112,7 @@ class VAE(nn.Module):
                 hidden,
                 likelihood,
                 posterior,
+                prior,
                 activation,
                 likelihood_args,
                 init,
@@ -118,23 +130,29 @@ class VAE(nn.Module):
         family, fixed = _family(posterior)
         self.posterior = family
         widths = as_shape(hidden)
+        if isinstance(prior, str):
+            prior = prior_by_name(prior, self.latent_shape)
         if encoder is None:
             scale = 1.0 / self.likelihood_args.get("total_count", 1)
             net = MLP(self.data_shape, widths, activation=activation, init=init, input_scale=scale)
-            domains = posterior_domains(family, default_prior=prior is None)
+            domains = posterior_domains(family, prior)
             domains = {k: v for k, v in domains.items() if k not in fixed}
             head = Head(
                 net.out_features,
                 family,
                 self.latent_shape,
-                fixed=fixed,
+                fixed=_in_shape(family, fixed, self.latent_shape),
                 constraints=domains,
                 init=init,
             )
             encoder = nn.Sequential(net, head)
         if decoder is None:
-            net = MLP(self.latent_shape, widths[::-1], activation=activation, init=init)
+            *lead, last = self.latent_shape
+            angles = is_circle(getattr(family, "support", None))  # read as points, not as numbers
+            seen = (*lead, 2 * last) if angles else self.latent_shape
+            net = MLP(seen, widths[::-1], activation=activation, init=init)
             decoder = nn.Sequential(
+                *([OnCircle()] if angles else []),
                 net,
                 likelihood_head(
                     likelihood,
@@ -152,7 +170,8 @@ class VAE(nn.Module):
             self._prior = None
         else:
             self.prior_net = None
-            prior = default_prior(family, self.latent_shape) if prior is None else prior
+            if prior is None:
+                prior = default_prior(partial(family, **fixed), self.latent_shape)
             self._prior = _fit_prior(prior, self.latent_shape)
 
     @classmethod
@@ -218,8 +237,8 @@ class VAE(nn.Module):
     def reconstruct(self, x: Tensor) -> Tensor:
         """Return the mean of p(x | z) at the centre of q(z | x), `[..., *data_shape]`.
 
-        The centre is the posterior's mean; its mode where no mean exists (Cauchy); a draw where
-        neither does.
+        The centre is the posterior's mean; its mode where no mean exists (Cauchy) or it lies
+        outside of the support (unit vectors); a draw where neither does.
         """
         self._check(x)
         return self.decode(_centre(self.encode(x))).mean
@@ -274,11 +293,16 @@ def _config(
     hidden: Any,
     likelihood: str,
     posterior: Any,
+    prior: Any,
     activation: Any,
     likelihood_args: Mapping[str, Any] | None,
     init: str,
 ) -> dict[str, Any] | None:
     """Return the arguments of a VAE as JSON, or None where one has no name there."""
+    if not (prior is None or isinstance(prior, str)):
+        prior = spelled(prior)
+        if prior is None:
+            return None
     family, fixed = _family(posterior)
     name, act = family.__name__, getattr(activation, "__name__", "")
     plain = [*fixed.values(), *(likelihood_args or {}).values()]
@@ -292,6 +316,7 @@ def _config(
         "likelihood": likelihood,
         "posterior": name,
         "posterior_args": fixed,
+        "prior": prior,
         "activation": act,
         "likelihood_args": dict(likelihood_args or {}),
         "init": init,
@@ -299,8 +324,10 @@ def _config(
 
 
 def _family(posterior: Any) -> tuple[type, dict[str, Any]]:
-    """Split a class, or a partial of one, into the class and its fixed parameters."""
+    """Split a class, a name, or a partial of one, into the class and its fixed parameters."""
     fixed: dict[str, Any] = {}
+    if isinstance(posterior, str):
+        posterior, fixed = distributions.parse(posterior)
     if isinstance(posterior, partial):
         if posterior.args:
             raise ValueError(
@@ -310,16 +337,29 @@ def _family(posterior: Any) -> tuple[type, dict[str, Any]]:
     if not isinstance(posterior, type):
         raise ValueError(
             f"VAE: posterior must be a distribution class such as pyrovae.distributions.Laplace, "
-            f"got {posterior!r}; look a name up with pyrovae.distributions.lookup"
+            f"or the name of one, got {posterior!r}"
         )
-    return posterior, fixed
+    return posterior, {**posterior_fixed(posterior), **fixed}
+
+
+def _in_shape(family: type, fixed: dict[str, Any], latent: tuple[int, ...]) -> dict[str, Any]:
+    """Give fixed numbers of vector and matrix parameters their shape."""
+    domains = getattr(family, "arg_constraints", {})
+    zero = torch.zeros(latent)
+    return {
+        name: distributions.spelling.full(family, name, value, zero)
+        if isinstance(value, (int, float)) and getattr(domains.get(name), "event_dim", 0)
+        else value
+        for name, value in fixed.items()
+    }
 
 
 def _fit_prior(prior: Any, latent: tuple[int, ...], *, trained: bool = False) -> Any:
     """Return the prior with event shape `latent` and empty batch shape, or say why it has not."""
     if not isinstance(prior, Distribution):
         raise ValueError(
-            f"VAE: prior must be a distribution or a module that returns one, got {prior!r}"
+            "VAE: prior must be a distribution, the name of one, or a module that returns one, "
+            f"got {prior!r}"
         )
     batch, event = tuple(prior.batch_shape), tuple(prior.event_shape)
     if not trained and _requires_grad(prior):
@@ -373,6 +413,6 @@ def _centre(posterior: Any) -> Tensor:
             value = getattr(posterior, name)
         except (NotImplementedError, AttributeError):
             continue
-        if bool(value.isfinite().all()):
+        if bool(value.isfinite().all()) and bool(posterior.support.check(value).all()):
             return value
     return posterior.sample()

@@ -20,7 +20,18 @@ same manners by :class:`Fold`.
 """
 
 from pyrovae.nn.head import Head
-from pyrovae.nn.maps import bounded_positive, squash
-from pyrovae.nn.networks import MLP, Fold, as_shape, linear
+from pyrovae.nn.maps import bounded_positive, is_circle, squash, unit_vector
+from pyrovae.nn.networks import MLP, Fold, OnCircle, as_shape, linear
 
-__all__ = ["MLP", "Fold", "Head", "as_shape", "bounded_positive", "linear", "squash"]
+__all__ = [
+    "MLP",
+    "Fold",
+    "Head",
+    "OnCircle",
+    "as_shape",
+    "bounded_positive",
+    "is_circle",
+    "linear",
+    "squash",
+    "unit_vector",
+]

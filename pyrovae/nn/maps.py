@@ -8,7 +8,8 @@ gives a scale of 2e-22, whose square is 0, whose gradient is NaN) and exp overfl
     s(a) = c \tanh(a / c), \quad c = 10, \qquad
     \text{positive: } e^{s(a)}, \qquad
     \text{unit interval: } \sigma(s(a)), \qquad
-    \text{simplex: } \mathrm{softmax}(s(a)),
+    \text{simplex: } \mathrm{softmax}(s(a)), \qquad
+    \text{sphere: } a / |a|,
 
 a scale lives in :math:`[4.5 \cdot 10^{-5},\, 2.2 \cdot 10^{4}]` whatever the network says, all
 derivatives are finite, and near zero nothing is changed (:math:`s(0) = 0`, :math:`s'(0) = 1`). A
@@ -25,11 +26,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from pyro.distributions import constraints as pyro_constraints
 from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-__all__ = ["Map", "bounded_positive", "interval_end", "safe_map", "squash", "tril"]
+__all__ = [
+    "Map",
+    "bounded_positive",
+    "interval_end",
+    "is_circle",
+    "safe_map",
+    "squash",
+    "tril",
+    "unit_vector",
+]
 
 #: the raw numbers of one parameter, and the parameters built before it -> the parameter
 Map = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
@@ -57,6 +68,36 @@ def bounded_positive(a: Tensor, bound: float = 10.0) -> Tensor:
 
 def _unit(a: Tensor) -> Tensor:
     return torch.sigmoid(squash(a))
+
+
+def unit_vector(a: Tensor) -> Tensor:
+    """Divide vectors `[..., d]` by their lengths.
+
+    A vector shorter than 0.001 is read as an offset from the first axis: no network output has a
+    slope above 1000, and none, zero included, has a slope of 0 or NaN.
+
+    >>> unit_vector(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+    tensor([[1.0000, 0.0000],
+            [0.6000, 0.8000]])
+    """
+    short = a.detach().square().sum(-1, keepdim=True) < 1e-6
+    first = torch.zeros_like(a)
+    first[..., 0] = 1.0
+    v = a + torch.where(short, first, 0.0)
+    return v / torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+
+
+def _angle(a: Tensor) -> Tensor:
+    """Return the angles of plane vectors `[..., 2]`: continuous all around the circle."""
+    cos, sin = unit_vector(a).unbind(-1)
+    return torch.atan2(sin, cos)
+
+
+def is_circle(domain: Any) -> bool:
+    """Whether a constraint is the angles from -pi to pi, whose ends are one point."""
+    low, high = (getattr(domain, name, None) for name in ("lower_bound", "upper_bound"))
+    numbers = isinstance(low, float) and isinstance(high, float)
+    return numbers and (low, high) == (-math.pi, math.pi)
 
 
 def tril(a: Tensor, n: int) -> Tensor:
@@ -111,11 +152,16 @@ def safe_map(domain: Constraint, n: int) -> tuple[tuple[int, ...], Map] | None:
         base = safe_map(domain.base_constraint, n)
         if base is None:
             return None
-        return (n,) * domain.reinterpreted_batch_ndims + base[0], base[1]
+        sizes = getattr(domain, "sizes", (n,) * domain.reinterpreted_batch_ndims)
+        return sizes + base[0], base[1]
     if isinstance(domain, type(constraints.lower_cholesky)):
         return (n * (n + 1) // 2,), lambda a, _: tril(a, n)
     if isinstance(domain, type(constraints.simplex)):
         return (n,), lambda a, _: squash(a).softmax(-1)
+    if isinstance(domain, type(pyro_constraints.sphere)):
+        return (n,), lambda a, _: unit_vector(a)
+    if is_circle(domain):
+        return (2,), lambda a, _: _angle(a)
     scalar = _scalar_map(domain)
     return None if scalar is None else ((), lambda a, _: scalar(a))
 

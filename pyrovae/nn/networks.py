@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["MLP", "Fold", "Shape", "as_shape", "linear"]
+__all__ = ["MLP", "Fold", "OnCircle", "Shape", "as_shape", "linear"]
 
 Shape = int | Sequence[int]
 
@@ -124,3 +125,18 @@ class Fold(nn.Module):
         lead = x.shape[: x.dim() - self.event_dim]
         y = self.net(x.reshape(-1, *x.shape[len(lead) :]))
         return y.reshape(*lead, *y.shape[1:])
+
+
+class OnCircle(nn.Module):
+    r"""Angles as points of the plane: :math:`z \mapsto (\cos z, \sin z)`.
+
+    To a network that reads an angle as a number, :math:`-\pi` and :math:`\pi` are far apart; to
+    one that reads the point they are the same. `[..., n]` becomes `[..., 2 n]`, cosines first.
+
+    >>> import torch
+    >>> OnCircle()(torch.tensor([0.0, torch.pi / 2])).round().tolist()
+    [1.0, -0.0, 0.0, 1.0]
+    """
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.cat([z.cos(), z.sin()], -1)

@@ -157,6 +157,20 @@ ROWS = [
         lambda df1, df2: st.f(df1, df2),
     ),
     Row(D.Dirichlet, {"concentration": [2.0, 1.7, 3.0]}),
+    Row(D.VonMises, {"loc": LOC, "concentration": [1.5, 20.0]}),
+    Row(
+        D.VonMisesFisher,
+        {"loc": [0.48, 0.6, 0.64], "concentration": 3.0},
+        lambda loc, concentration: st.vonmises_fisher(loc, float(concentration)),
+    ),
+    Row(
+        D.VonMisesFisher,
+        {"loc": [0.5, -0.5, 0.1, 0.7], "concentration": 20.0},
+        lambda loc, concentration: st.vonmises_fisher(loc, float(concentration)),
+        "VonMisesFisher, d = 4",
+    ),
+    Row(D.PowerSpherical, {"loc": [0.48, 0.6, 0.64], "concentration": 3.0}),
+    Row(D.SphericalUniform, {"dim": 3}),
     Row(
         D.MultivariateNormal,
         {"loc": LOC, "scale_tril": TRIL},

@@ -10,22 +10,45 @@ import scipy.stats as st
 import torch
 
 from pyrovae import distributions as D
+from tests.distributions import accuracy_of_integrals as integrals
 from tests.distributions.accuracy import ORACLES, worst_excess
+from tests.distributions.accuracy_of_moments import MOMENTS, worst_excess_of_moments
+from tests.distributions.table import ROWS
 
 LIMIT = 4.0
 FAMILIES = list(ORACLES)
+INTEGRALS = list(integrals.INTEGRALS)
 DTYPES = [torch.float32, torch.float64]
 
 
-def check(family, dtype, draws, seed):
-    for name, (bits, inputs, got) in worst_excess(family, dtype, draws, seed).items():
+def check(worst):
+    assert worst
+    for name, (bits, inputs, got) in worst.items():
         assert bits <= LIMIT, f"{name} at {inputs}: {got}, {bits:.1f} excess wrong bits"
+
+
+def test_every_univariate_family_is_here():
+    names = {row.family for row in ROWS if not row.build().event_shape}
+    assert names <= set(FAMILIES) | set(INTEGRALS) | {D.VonMises}  # its own: test_directional
+    assert set(FAMILIES) | set(INTEGRALS) == set(MOMENTS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_excess_wrong_bits(family, dtype):
-    check(family, dtype, draws=4, seed=1)
+    check(worst_excess(family, dtype, draws=4, seed=1))
+
+
+@pytest.mark.parametrize("family", INTEGRALS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_excess_wrong_bits_of_integrals(family, dtype):
+    check(integrals.worst_excess(family, dtype, draws=2, seed=1))
+
+
+@pytest.mark.parametrize("family", list(MOMENTS))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_excess_wrong_bits_of_moments(family, dtype):
+    check(worst_excess_of_moments(family, dtype, draws=20, seed=1))
 
 
 @pytest.mark.slow
@@ -33,10 +56,25 @@ def test_excess_wrong_bits(family, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("seed", range(2, 6))
 def test_excess_wrong_bits_on_the_full_grid(family, dtype, seed):
-    check(family, dtype, draws=50, seed=seed)
+    check(worst_excess(family, dtype, draws=50, seed=seed))
 
 
-MOMENTS = {
+@pytest.mark.slow
+@pytest.mark.parametrize("family", INTEGRALS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seed", range(2, 6))
+def test_excess_wrong_bits_of_integrals_on_the_full_grid(family, dtype, seed):
+    check(integrals.worst_excess(family, dtype, draws=60, seed=seed))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", list(MOMENTS))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_excess_wrong_bits_of_moments_on_the_full_grid(family, dtype):
+    check(worst_excess_of_moments(family, dtype, draws=1000, seed=2))
+
+
+QUADRATURE = {
     D.Weibull: lambda s, k: st.weibull_min(k, scale=s),
     D.Rayleigh: lambda s, k: st.rayleigh(scale=s),
     D.Pareto: lambda m, a: st.pareto(a, scale=m),
@@ -45,7 +83,7 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("family", MOMENTS)
+@pytest.mark.parametrize("family", QUADRATURE)
 def test_moments_equal_quadrature(family):
     """Against the integral of the quantile function, which no closed form enters."""
     x, w = np.polynomial.legendre.leggauss(400)
@@ -63,5 +101,5 @@ def test_moments_equal_quadrature(family):
         torch.testing.assert_close(d.mean, torch.tensor(mean), rtol=1e-8, atol=0)
         variance = ((z - mean) ** 2 * mass).sum()
         torch.testing.assert_close(d.variance, torch.tensor(variance), rtol=1e-7, atol=0)
-        frozen = MOMENTS[family](a, b)
+        frozen = QUADRATURE[family](a, b)
         torch.testing.assert_close(d.entropy(), torch.tensor(frozen.entropy()), rtol=1e-6, atol=0)

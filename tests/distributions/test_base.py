@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.distributions import constraints
 
-from pyrovae.distributions import Logistic, Reparameterized
+from pyrovae.distributions import Logistic, Normal, Reparameterized
 
 
 class Shifted(Reparameterized):
@@ -103,3 +103,9 @@ def test_what_an_author_forgot_is_said():
         d.rsample()
     with pytest.raises(NotImplementedError, match="Nothing must define _log_prob"):
         d.log_prob(torch.zeros(()))
+
+
+def test_an_empty_batch_is_a_distribution_of_nothing():
+    """torch's constraints cannot reshape a tensor of 0 elements (194548)."""
+    d = Normal(torch.zeros(0, 3), torch.ones(3))
+    assert d.log_prob(d.sample()).shape == (0, 3)

@@ -1,10 +1,18 @@
+from functools import partial
+
 import pytest
 import torch
 from pyro.distributions import Independent, Kumaraswamy
 from torch.distributions import kl_divergence
 
 from pyrovae import distributions as D
-from pyrovae.distributions import default_prior, posterior_class, posterior_domains, prior_reason
+from pyrovae.distributions import (
+    default_prior,
+    posterior_class,
+    posterior_domains,
+    posterior_fixed,
+    prior_reason,
+)
 
 ALL = [D.lookup(name) for name in D.names()]
 
@@ -16,6 +24,9 @@ NARROW = {
     D.Cauchy: (0.3, 0.5),
     D.Gumbel: (0.3, 0.5),
     D.Gamma: (3.0, 2.0),
+    D.Erlang: (3.0, 2.0),
+    D.Chi2: (5.0,),
+    D.FisherSnedecor: (6.0, 9.0),
     D.Exponential: (2.0,),
     D.Weibull: (0.7, 2.0),
     D.LogNormal: (0.3, 0.5),
@@ -29,6 +40,9 @@ NARROW = {
     D.Kumaraswamy: (2.0, 0.7),
     D.Reciprocal: (0.1, 3.0),
     D.Triangular: (0.2, 0.3, 0.9),
+    D.VonMises: (0.3, 3.0),
+    D.VonMisesFisher: (torch.tensor([0.0, 0.0, 1.0]), 3.0),
+    D.PowerSpherical: (torch.tensor([0.0, 0.0, 1.0]), 0.7),
     D.Elliptical: (torch.zeros(3), D.radial.Laplace(), {"scale_tril": torch.eye(3) * 0.3}),
 }
 
@@ -65,7 +79,7 @@ def test_event_shape_support_and_a_finite_kl(family, shape):
 
 CLOSED = [
     D.Normal, D.Laplace, D.Cauchy, D.Gumbel, D.Gamma, D.Exponential, D.LogNormal, D.Beta,
-    D.Uniform, D.Dirichlet, D.MultivariateNormal,
+    D.Uniform, D.Dirichlet, D.MultivariateNormal, D.Erlang, D.Chi2,
 ]  # fmt: skip
 
 
@@ -107,6 +121,40 @@ def test_domains():
     assert posterior_domains(D.StudentT)["df"].lower_bound == 2.0
     assert posterior_domains(D.Normal) == {}
     assert posterior_domains(Kumaraswamy) == {}
+
+
+def test_domains_under_a_given_prior():
+    wide = D.Normal(torch.zeros(3), 5.0).to_event(1)
+    assert posterior_domains(D.StudentT, wide)["df"].lower_bound == 2.0
+    assert posterior_domains(D.StudentT, D.StudentT(1.0)) == {}
+    assert "scale" in posterior_domains(D.Pareto)  # above 1, where Pareto(1, 1) starts
+    assert "scale" not in posterior_domains(D.Pareto, D.Pareto(0.1, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("family", "loose"),
+    [(D.Erlang, (3.0, 0.9)), (D.Chi2, (1.9,)), (D.FisherSnedecor, (3.9, 3.9))],
+)
+def test_the_priors_of_waiting_times_are_covered_at_both_ends(family, loose):
+    """Where the reason says that p/q is bounded, it is, and it is not just beyond."""
+    prior = _scalar(default_prior(family, ()))
+    ends = torch.tensor([1e-12, 1e-6, 1.0, 10.0, 100.0])
+    ratio = prior.log_prob(ends) - family(*loose).log_prob(ends)
+    assert ratio.max() < 3
+    further = torch.tensor([1e-300, 1e300]) if family is D.FisherSnedecor else ends[:1]
+    tight = {D.Erlang: (4.0, 0.9), D.Chi2: (8.0,), D.FisherSnedecor: (4.1, 4.1)}[family]
+    assert (prior.log_prob(further) - family(*tight).log_prob(further) > 10).all()
+
+
+def test_erlang_fixes_the_number_of_terms_and_its_prior_follows():
+    assert posterior_fixed(D.Erlang) == {"concentration": 3.0}
+    assert posterior_fixed(D.Gamma) == posterior_fixed(Kumaraswamy) == {}
+    for posterior in (
+        partial(D.Erlang, concentration=5),
+        D.Erlang(torch.tensor([2.0, 5.0]), 1.0).to_event(1),
+    ):
+        assert (_scalar(default_prior(posterior, 2)).concentration == 5).all()
+    assert (_scalar(default_prior(D.Erlang, 2)).concentration == 3).all()
 
 
 def test_an_unknown_family_must_bring_its_prior():

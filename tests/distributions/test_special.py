@@ -327,6 +327,15 @@ def test_student_slope_is_the_implicit_derivative(dtype):
 # -- log-Gamma differences ------------------------------------------------------------------------
 
 
+def test_stirling_remainder_against_mpmath():
+    a = np.concatenate([np.geomspace(1e-3, 1e6, 200), [3.0, np.nextafter(3.0, 0)]])
+    exact = [mp.mpf(float(x)) for x in a]
+    true = [mp.loggamma(x) - (x - 0.5) * mp.log(x) + x - mp.log(2 * mp.pi) / 2 for x in exact]
+    true = np.array([float(t) for t in true])
+    assert np.abs(S.stirling(torch.as_tensor(a)).numpy() - true).max() < 1e-15
+    assert np.abs(S.stirling(torch.as_tensor(a), quick=True).numpy() - true).max() < 1e-11
+
+
 def test_stirling_differences_keep_their_digits():
     for a in (1e-3, 0.5, 3.0, 9.99, 10.01, 1e3, 1e7, 1e12):
         for b in (1e-6, 0.5, 2.0, 1e3):

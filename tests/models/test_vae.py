@@ -1,3 +1,4 @@
+import json
 from functools import partial
 
 import pyro
@@ -198,6 +199,45 @@ def test_any_prior_that_fits(family, prior):
     assert torch.tensor(Trace_ELBO().loss(vae.model, vae.guide, x)).isfinite()
 
 
+@pytest.mark.parametrize(
+    ("posterior", "prior", "law"),
+    [
+        ("laplace", None, dist.Normal),
+        ("Laplace", "laplace(0, 2)", D.Laplace),
+        ("student-t(df=5)", "student-t(df=5)", D.StudentT),
+        (partial(D.Erlang, concentration=5), None, D.Erlang),
+        ("gamma", "gamma(0.3, 0.3)", D.Gamma),
+        ("fisher-snedecor", partial(D.FisherSnedecor, 3.0, 5.0), D.FisherSnedecor),
+        ("dirichlet", "dirichlet(0.5)", D.Dirichlet),
+        ("multivariate-normal(scale_tril=0.5)", None, D.MultivariateNormal),
+    ],
+)
+def test_posterior_and_prior_by_name_and_back_from_json(posterior, prior, law):
+    prior = prior() if isinstance(prior, partial) else prior
+    vae = small(posterior=posterior, prior=prior)
+    inner = vae.prior()
+    while isinstance(inner, dist.Independent):
+        inner = inner.base_dist
+    assert isinstance(inner, law)
+    again = VAE.from_config(json.loads(json.dumps(vae.config)))
+    again.load_state_dict(vae.state_dict())
+    assert again.config == vae.config
+    x, z = counts((6, 4, 4)) / 16, vae.prior().sample((6,))
+    assert torch.equal(again.prior().log_prob(z), vae.prior().log_prob(z))
+    assert torch.equal(again.encode(x).log_prob(z), vae.encode(x).log_prob(z))
+
+
+def test_erlang_learns_its_rate_only():
+    vae = small(posterior="erlang")
+    q = vae.encode(counts()).base_dist
+    assert (q.concentration == 3).all()
+    assert vae.prior().base_dist.concentration.eq(3).all()
+    assert [slot.name for slot in vae.encoder[1].slots] == ["rate"]
+    assert small(posterior="erlang(5)").encode(counts()).base_dist.concentration.eq(5).all()
+    with pytest.raises(ValueError, match="'concentration' of Erlang; pass fixed="):
+        Head(5, D.Erlang, 3)
+
+
 class LearnedPrior(nn.Module):
     def __init__(self):
         super().__init__()
@@ -313,11 +353,14 @@ def test_data_that_do_not_fit(x, message, program):
             {"likelihood": "binomial", "likelihood_args": {"total_count": 2.5}},
             "total_count must be a positive integer, got 2.5",
         ),
-        ({"posterior": "Normal"}, "posterior must be a distribution class"),
         ({"posterior": D.Normal(0.0, 1.0)}, "posterior must be a distribution class"),
         ({"posterior": dist.Kumaraswamy}, "no default prior is known"),
         ({"posterior": partial(D.StudentT, 5.0)}, "fix the posterior's parameters by name"),
-        ({"prior": 0.0}, "prior must be a distribution or a module"),
+        ({"posterior": 3}, "posterior must be a distribution class .* or the name of one, got 3"),
+        ({"posterior": "laplce"}, "unknown distribution 'laplce'"),
+        ({"posterior": "student-t(df=-1)"}, "'df' of StudentT.*but found -1"),
+        ({"prior": "gamma(-1)"}, "'concentration' of Gamma.*but found -1"),
+        ({"prior": 0.0}, "prior must be a distribution, the name of one, or a module"),
         (
             {"prior": dist.Normal(torch.zeros(4), 1.0).to_event(1)},
             r'site "z": the prior has batch shape \(\) and event shape \(4,\), one latent ',
@@ -341,3 +384,32 @@ def test_values_outside_the_support_are_refused_by_validation():
     vae = small()
     with pytest.raises(ValueError, match="within the support"):
         Trace_ELBO().loss(vae.model, vae.guide, torch.full((6, 4, 4), 0.5))
+
+
+def test_a_decoder_sees_no_jump_where_angles_begin_again():
+    vae = small(posterior=D.VonMises)
+    z = torch.tensor([[torch.pi, -torch.pi, 0.2], [-torch.pi, torch.pi, 0.2]])
+    a, b = vae.decode(z).mean
+    torch.testing.assert_close(a, b)
+    first = vae.encode(counts()).base_dist.loc
+    assert D.VonMises.support.check(first).all()
+
+
+@pytest.mark.parametrize("name", ["vmf", "von-mises-fisher", "power-spherical"])
+def test_latents_on_a_sphere(name):
+    vae = small(posterior=D.lookup(name), latent=5)
+    x = data_for("bernoulli")
+    q = vae.encode(x)
+    assert q.batch_shape == (6,)
+    assert q.event_shape == (5,)
+    torch.testing.assert_close(vae.prior().sample((9,)).norm(dim=-1), torch.ones(9))
+    q, prior = vae.encode(x), vae.prior()
+    assert not q.support.check(q.mean).any()  # it lies inside the ball
+    torch.testing.assert_close(vae.reconstruct(x), vae.decode(q.mode).mean)
+    closed = torch.distributions.kl_divergence(q, prior)
+    z = q.sample((4000,))
+    ratio = q.log_prob(z) - prior.log_prob(z)
+    error = ratio.std(0) / len(z) ** 0.5
+    assert ((ratio.mean(0) - closed).abs() < 6.5 * error).all()  # false alarm 1e-10 a datum
+    loss = TraceMeanField_ELBO().differentiable_loss(vae.model, vae.guide, x)
+    assert all(g.isfinite().all() for g in torch.autograd.grad(loss, list(vae.parameters())))

@@ -22,6 +22,7 @@ OTHERS = [
 
 
 def head_for(family, shape=(3,), **options):
+    options = {"fixed": D.posterior_fixed(family), **options}
     return Head(8, family, shape, constraints=D.posterior_domains(family), **options)
 
 

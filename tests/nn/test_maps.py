@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch.distributions import constraints
 
-from pyrovae.nn import bounded_positive, squash
+from pyrovae.distributions.directional import circle
+from pyrovae.nn import bounded_positive, is_circle, squash, unit_vector
 from pyrovae.nn.maps import interval_end, safe_map, tril
 
 EXTREME = torch.tensor([-1e30, -104.0, -50.0, -1.0, 0.0, 1.0, 90.0, 1e30], dtype=torch.float32)
@@ -115,3 +116,32 @@ def test_intervals_nest(domain):
 
 def test_squash_bound():
     assert squash(torch.tensor(1e9), 3.0) == 3.0
+
+
+@pytest.mark.parametrize("d", [2, 5])
+def test_unit_vectors_are_unit_and_never_lose_their_gradient(d):
+    a = torch.cat([torch.randn(50, d), torch.zeros(1, d), torch.full((1, d), 1e-30)])
+    a.requires_grad_()
+    v = unit_vector(a)
+    torch.testing.assert_close(v.norm(dim=-1), torch.ones(52))
+    (g,) = torch.autograd.grad((v * torch.randn_like(v)).sum(), a)
+    assert g.isfinite().all()
+    assert (g.abs().sum(-1) > 0).all()
+    torch.testing.assert_close(v[:50], a[:50] / a[:50].norm(dim=-1, keepdim=True))
+
+
+def test_an_angle_goes_around_without_a_jump():
+    turn = torch.linspace(-3.0, 3.0, 61)
+    a = torch.stack([turn.cos(), turn.sin()], -1) * 2
+    shape, to = safe_map(circle, 0)
+    assert shape == (2,)
+    torch.testing.assert_close(to(a, {}), turn)
+    assert is_circle(circle)
+    assert not is_circle(constraints.unit_interval)
+    assert not is_circle(constraints.interval(-torch.ones(2), torch.ones(2)))
+
+
+def test_spheres_are_mapped_onto():
+    shape, to = safe_map(dist.constraints.sphere, 4)
+    assert shape == (4,)
+    assert dist.constraints.sphere.check(to(torch.randn(7, 4), {})).all()

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyrovae.nn import MLP, Fold
+from pyrovae.nn import MLP, Fold, OnCircle
 from pyrovae.nn.networks import linear
 
 
@@ -54,3 +54,13 @@ def test_fold_gives_a_convolution_particles():
     y = Fold(conv, 3)(x)
     assert y.shape == (5, 7, 4, 6, 6)
     torch.testing.assert_close(y[2], conv(x[2]))
+
+
+def test_both_ends_of_the_circle_look_the_same_to_a_network():
+    net = nn.Sequential(OnCircle(), MLP(4, 5))
+    z = torch.tensor([[torch.pi, 0.3], [-torch.pi, 0.3]], requires_grad=True)
+    y = net(z)
+    assert y.shape == (2, 5)
+    torch.testing.assert_close(y[0], y[1])
+    (g,) = torch.autograd.grad(y[1].sum(), z)
+    assert (g[1] != 0).all()

@@ -1,8 +1,9 @@
 """Families composed of several draws: Gamma and what is made of Gammas and Normals.
 
 Each subclasses Pyro's class of the same name (Erlang: Gamma), takes its arguments, and adds both
-tails, exact implicit gradients, draws that do not pile up at small concentrations (`rsample_log`,
-`rsample_logit`), and densities that keep their digits at large ones.
+tails, exact implicit gradients, draws that do not pile up at small concentrations (`log_rsample`
+gives log z, `Beta.rsample_logit` and `StudentT.signed_log_rsample` both ends), and densities that
+keep their digits at large ones.
 """
 
 from pyrovae.distributions.composition.betas import Beta, Dirichlet, FisherSnedecor

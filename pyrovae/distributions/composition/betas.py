@@ -22,6 +22,7 @@ import torch
 from torch import Size, Tensor
 from torch import distributions as td
 from torch.distributions.utils import broadcast_all
+from torch.nn.functional import logsigmoid
 
 from pyrovae.distributions.base import EMPTY
 from pyrovae.distributions.composition.contract import (
@@ -164,6 +165,10 @@ class Beta(Univariate, dist.Beta):
         """Draw logit x, whole where x itself would round to 0 or 1."""
         return self._logit_draw(sample_shape).to(self.concentration1.dtype)
 
+    def log_rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
+        """Draw log x, whole where x underflows; near 1, `rsample_logit` has the digits."""
+        return logsigmoid(self._logit_draw(sample_shape)).to(self.concentration1.dtype)
+
     def rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
         shape = self._extended_shape(Size(sample_shape))
         a, b = self.concentration1.expand(shape), self.concentration0.expand(shape)
@@ -215,6 +220,7 @@ class Dirichlet(Checked, dist.Dirichlet):
 
     def __init__(self, concentration: Tensor, validate_args: bool | None = None) -> None:
         refuse_half("Dirichlet", concentration=concentration)
+        check_arguments(Dirichlet, validate_args, concentration=concentration)
         super().__init__(concentration, validate_args=validate_args)
 
     def _scores(self, sample_shape: Size | tuple[int, ...]) -> Tensor:
@@ -226,7 +232,7 @@ class Dirichlet(Checked, dist.Dirichlet):
             rest = alpha.sum(-1, keepdim=True) - alpha
         return fused(_plain_parts, _fast_parts, parts, alpha, rest, logit, compiles=True)
 
-    def rsample_log(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
+    def log_rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
         """Draw log x, which neither underflows nor piles up at any concentration."""
         return torch.log_softmax(self._scores(sample_shape), -1)
 
@@ -315,6 +321,7 @@ class FisherSnedecor(Univariate, dist.FisherSnedecor):
         self, df1: Number | Tensor, df2: Number | Tensor, validate_args: bool | None = None
     ) -> None:
         refuse_half("FisherSnedecor", df1=df1, df2=df2)
+        check_arguments(FisherSnedecor, validate_args, df1=df1, df2=df2)
         self.df1, self.df2 = broadcast_all(df1, df2)
         self._gamma1 = dist.Gamma(self.df1 / 2, self.df1, validate_args=False)
         self._gamma2 = dist.Gamma(self.df2 / 2, self.df2, validate_args=False)
@@ -328,7 +335,7 @@ class FisherSnedecor(Univariate, dist.FisherSnedecor):
         shape = self._extended_shape(Size(sample_shape))
         return sample_logit_beta(self.df1.expand(shape) / 2, self.df2 / 2) + self._shift()
 
-    def rsample_log(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
+    def log_rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
         """Draw log x, which neither underflows nor overflows."""
         return self._log_draw(sample_shape).to(self.df1.dtype)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import Distribution
 
-from pyrovae.distributions.base import EMPTY
+from pyrovae.distributions.base import EMPTY, all_within, can_look
 
 __all__ = ["Checked", "Univariate", "check_arguments", "clamp_inside", "refuse_half"]
 
@@ -32,23 +32,37 @@ def refuse_half(family: str, **parameters: Tensor) -> None:
 def check_arguments(
     family: type, validate_args: bool | None, **parameters: Number | Tensor
 ) -> None:
-    """Raise ValueError, naming the parameter, where torch's class would name an inner one."""
-    if not (Distribution._validate_args if validate_args is None else validate_args):
+    """Raise ValueError, naming the parameter, where it is not finite or not in its domain.
+
+    torch's classes take infinity, and some name a parameter of an inner distribution.
+    """
+    asked = Distribution._validate_args if validate_args is None else validate_args
+    if not asked or not can_look():
         return
     for name, given in parameters.items():
-        value = torch.as_tensor(given)
-        constraint = family.arg_constraints[name]
-        if not constraint.check(value).all():
+        value, constraint = torch.as_tensor(given), family.arg_constraints[name]
+        if constraint.event_dim:
+            constraint = constraint.base_constraint
+        if all_within(constraint, value, finite=True):
+            continue
+        bad = value[~(constraint.check(value) & value.isfinite())]
+        if bad.numel():
+            more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
             raise ValueError(
-                f"Expected parameter {name} ({type(given).__name__} of shape "
-                f"{tuple(value.shape)}) of distribution {family.__name__} to satisfy the "
-                f"constraint {constraint!r}, but found invalid values:\n{value}"
+                f"{family.__name__}: expected the parameter {name!r} to satisfy the constraint "
+                f"{constraint} and be finite, but found {bad[0].item()}{more} (shape "
+                f"{tuple(value.shape)}); check what computes it, map raw numbers into the domain "
+                "(pyrovae.nn.Head does), or pass validate_args=False"
             )
 
 
 def clamp_inside(value: Tensor, low: float, high: float | None = None) -> Tensor:
-    """Hold draws strictly inside the support, the gradient as if nothing had been held."""
-    return value + (value.clamp(low, high) - value).detach()
+    """Hold draws strictly inside the support, the gradient as if nothing had been held.
+
+    Where the draw is infinite the gradient is 0.
+    """
+    finite = torch.where(value.isinf(), 0.0, value)
+    return finite + (value.clamp(low, high) - finite).detach()
 
 
 class Checked:

@@ -19,7 +19,7 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 
 from pyrovae.distributions.base import EMPTY
-from pyrovae.distributions.composition.contract import Univariate, refuse_half
+from pyrovae.distributions.composition.contract import Univariate, check_arguments, refuse_half
 from pyrovae.distributions.fused import can_look, fused
 from pyrovae.distributions.inverse_cdf import within
 from pyrovae.distributions.special import (
@@ -140,7 +140,7 @@ class _GammaMethods(Univariate):
         """Draw log z of rate 1, without a gradient, in the dtype of a."""
         return draw_log_gamma(a)
 
-    def rsample_log(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
+    def log_rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
         """Draw log z, which neither underflows nor piles up at any concentration."""
         a = self.concentration.expand(self._extended_shape(Size(sample_shape)))
         y = attach_log_gamma(self._log_draw(a.detach()).double(), a, a.dtype)
@@ -189,7 +189,7 @@ class _GammaMethods(Univariate):
 class Gamma(_GammaMethods, dist.Gamma):
     r"""Gamma(a, rate): :math:`q(z) \propto z^{a - 1} e^{-\lambda z}`.
 
-    Draws come from log space, so that no concentration piles them up; `rsample_log` gives log z
+    Draws come from log space, so that no concentration piles them up; `log_rsample` gives log z
     itself. The pathwise gradient is right to 1e-6 (float32) and 1e-10 (float64) relative, twice
     differentiable.
 
@@ -208,6 +208,7 @@ class Gamma(_GammaMethods, dist.Gamma):
         validate_args: bool | None = None,
     ) -> None:
         refuse_half(type(self).__name__, concentration=concentration, rate=rate)
+        check_arguments(Gamma, validate_args, concentration=concentration, rate=rate)
         super().__init__(concentration, rate, validate_args=validate_args)
 
 
@@ -242,10 +243,13 @@ class Erlang(_GammaMethods, dist.Gamma):
             concentration = torch.as_tensor(concentration, dtype=rate.dtype, device=rate.device)
         elif isinstance(concentration, Tensor) and not concentration.is_floating_point():
             concentration = concentration.to(torch.get_default_dtype())
+        check_arguments(Erlang, validate_args, concentration=concentration, rate=rate)
         super().__init__(concentration, rate, validate_args=validate_args)
 
     def _log_draw(self, a: Tensor) -> Tensor:
         """Sum exponentials while they are few; otherwise draw the Gamma they add up to."""
+        if not can_look():
+            return super()._log_draw(a)
         terms = int(a.max()) if a.numel() else 0
         if terms > self.most_terms:
             return super()._log_draw(a)
@@ -268,4 +272,5 @@ class Chi2(_GammaMethods, dist.Chi2):
 
     def __init__(self, df: Number | Tensor, validate_args: bool | None = None) -> None:
         refuse_half("Chi2", df=df)
+        check_arguments(Chi2, validate_args, df=df)
         super().__init__(df, validate_args=validate_args)

@@ -21,7 +21,7 @@ from torch.distributions import Distribution, ExpTransform, Transform
 from torch.distributions.utils import broadcast_all
 
 from pyrovae.distributions.base import EMPTY
-from pyrovae.distributions.composition.contract import Univariate, refuse_half
+from pyrovae.distributions.composition.contract import Univariate, check_arguments, refuse_half
 from pyrovae.distributions.fused import can_look, fused
 from pyrovae.distributions.inverse_cdf import InverseCDF, within
 from pyrovae.distributions.special import (
@@ -119,12 +119,15 @@ class StudentT(Univariate, dist.StudentT):
         validate_args: bool | None = None,
     ) -> None:
         refuse_half("StudentT", df=df, loc=loc, scale=scale)
+        check_arguments(StudentT, validate_args, df=df, loc=loc, scale=scale)
         self.df, self.loc, self.scale = broadcast_all(df, loc, scale)
         self._chi2 = dist.Chi2(self.df, validate_args=False)  # torch's methods know it
         # past torch's constructor, whose inner Chi2 is validated come what may
         super(td.StudentT, self).__init__(self.df.shape, validate_args=validate_args)
 
-    def rsample_log(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> tuple[Tensor, Tensor]:
+    def signed_log_rsample(
+        self, sample_shape: Size | tuple[int, ...] = EMPTY
+    ) -> tuple[Tensor, Tensor]:
         """Draw the sign and the logarithm of (z - loc)/scale, which does not overflow."""
         df = self.df.expand(self._extended_shape(Size(sample_shape)))
         dtype = df.dtype
@@ -195,7 +198,7 @@ class LogNormal(InverseCDF, dist.LogNormal):
     ) -> None:
         super().__init__(loc=loc, scale=scale, validate_args=validate_args)
 
-    def rsample_log(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
+    def log_rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
         """Draw log z, which neither underflows nor overflows."""
         return self.loc + self.scale * self._normal(self._extended_shape(Size(sample_shape)))
 

@@ -291,7 +291,8 @@ def draw_log_gamma(a: Tensor) -> Tensor:
         shift = (a < 1).to(a.dtype)
         shifted = a + shift
         if a.is_cpu and a.numel() and can_look() and not torch.jit.is_tracing():
-            draw = in_chunks(lambda a: (_marsaglia_tsang(a),), None, shifted)[0]
+            flat = shifted.reshape(-1)
+            draw = in_chunks(lambda a: (_marsaglia_tsang(a),), None, flat)[0].view(a.shape)
             if not shift.any():  # of a < 1
                 return draw
         else:

@@ -20,6 +20,8 @@ number of times.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -40,6 +42,15 @@ __all__ = [
 _LARGE = 10.0
 _STEP = 8.0
 _BERNOULLI = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6, -3617 / 510)
+_FIT = (
+    0.08333333333333333, -0.002777777777767353, 0.0007936507891020488, -0.0005952373063227016,
+    0.000841678862598761, -0.0019135564194573535, 0.006266355072207451, -0.02591763548428459,
+    0.11229667461420963, -0.41302940091672014, 1.0364376287210755, -1.2591741378706647,
+)  # fmt: skip
+_QUICK_FIT = (
+    0.08333333333139985, -0.0027777765182039507, 0.0007935148822728759, -0.0005897124887243115,
+    0.0007344743117052241, -0.0008228200612568517,
+)  # fmt: skip
 _DELTA = tuple(b / (2 * k * (2 * k - 1)) for k, b in enumerate(_BERNOULLI, 1))
 _SLOPE = tuple(-b / (2 * k) for k, b in enumerate(_BERNOULLI, 1))
 
@@ -93,20 +104,16 @@ def log_ratio_minus(log_ratio: Tensor, excess: Tensor, quick: bool = False) -> T
 
 
 def stirling(a: Tensor, quick: bool = False) -> Tensor:
-    r"""Return :math:`\delta(a)`: log-Gamma less Stirling's formula; error below 3e-15.
+    r"""Return :math:`\delta(a)`: log-Gamma less Stirling's formula; error below 1e-15.
 
-    For a < 8 by :math:`\Gamma(a + 8) = \Gamma(a)\prod_{j<8}(a + j)`, factors taken in pairs;
-    `quick` leaves an error of 1e-9.
+    From a = 3 on by the polynomial in :math:`1/a^2` that is nearest to :math:`a\,\delta(a)` on all
+    of it (a Chebyshev fit at 50 digits, error 5e-17; `quick`: half as long, 2e-11); below, where
+    nothing large is left to cancel, from log-Gamma itself.
     """
-    small = a < _STEP
-    r = 1 / torch.where(small, a + _STEP, a)
-    series = r * _series(_DELTA[:4] if quick else _DELTA, r * r)
-    low = a.clamp_max(_STEP)
-    q = low * (low + 7)
-    t = low + 8
-    product = q * (q + 6) * (q + 10) * (q + 12)
-    step = torch.log(t**8 / product) + (low - 0.5) * torch.log(t / low) - 8
-    return torch.where(small, series + step, series)
+    low = a.clamp_max(3.0)
+    near = torch.lgamma(low) + (low + (0.5 - low) * low.log()) - 0.5 * math.log(2 * math.pi)
+    r = 1 / a.clamp_min(3.0)
+    return torch.where(a < 3, near, r * _series(_QUICK_FIT if quick else _FIT, r * r))
 
 
 def stirling_slope(a: Tensor, quick: bool = False) -> Tensor:

@@ -51,6 +51,7 @@ __all__ = [
     "student_slope",
 ]
 
+_RANGE = torch.finfo(torch.float64).tiny, torch.finfo(torch.float64).max
 _LOG_2 = math.log(2)
 
 
@@ -147,7 +148,7 @@ def slope_for(df: Tensor, log_abs: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _log_square(df: Tensor, t: Tensor) -> Tensor:
     """Return y = log t^2/df within float64's range."""
-    return 2 * t.abs().clamp(1e-300, 1e300).log() - df.log()
+    return 2 * t.abs().clamp(*_RANGE).log() - df.log()
 
 
 def _log_upper(df: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,7 +189,7 @@ def _tail_function(df: Tensor, t: Tensor, log: bool, lower: bool) -> Tensor:
         scale = torch.where(inside, scale if lower else -scale, 0.0)
         per_df = None
         if needed[0]:
-            per_df = -scale * s * _slope(df, s.abs().clamp(1e-300, 1e300).log(), MEDIUM)
+            per_df = -scale * s * _slope(df, s.abs().clamp(*_RANGE).log(), MEDIUM)
         return per_df, scale
 
     return known(value, partials, df, t, rules=(FINE, MEDIUM)).to(dtype)
@@ -236,7 +237,7 @@ def _inverse(df: Tensor, u: Tensor, lower: bool) -> Tensor:
     def partials(needed: tuple[bool, ...], t: Tensor, df: Tensor, u: Tensor) -> tuple:
         per_df = None
         if needed[0]:
-            per_df = t * _slope(df, t.abs().clamp(1e-300, 1e300).log(), MEDIUM)
+            per_df = t * _slope(df, t.abs().clamp(*_RANGE).log(), MEDIUM)
         per_u = torch.exp(-_density(df, t))
         return per_df, per_u if lower else -per_u
 

@@ -18,7 +18,7 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import constraints
 
-from pyrovae.distributions.inverse_cdf import InverseCDF
+from pyrovae.distributions.inverse_cdf import InverseCDF, within
 from pyrovae.distributions.stable import exponential_mean, log_sinhc
 
 __all__ = ["Reciprocal", "Triangular", "Uniform"]
@@ -37,18 +37,26 @@ class _Interval(InverseCDF):
         return constraints.interval(self.low, self.high)
 
     def _check_parameters(self) -> None:
+        if self._in_order():
+            return
         super()._check_parameters()
         for name in self._names:
             self._demand(name, getattr(self, name).isfinite(), "be finite")
         for lower, upper, good in self._order():
             self._demand(lower, good, f"be less than {upper!r}")
 
+    def _in_order(self) -> bool:
+        """Whether all is surely well, in a few passes; an end that is not finite is not."""
+        return within(self.high - self.low, 0.0, math.inf)
+
     def _order(self) -> list[tuple[str, str, Tensor]]:
         return [("low", "high", self.low < self.high)]
 
     def _rsample(self, shape: Size) -> Tensor:
-        z = self.icdf(self._uniform(shape))
-        return torch.minimum(torch.maximum(z, self.low), self.high)
+        return self._plain_draw(self._uniform(shape))
+
+    def _plain_draw(self, u: Tensor) -> Tensor:
+        return torch.minimum(torch.maximum(self.icdf(u), self.low), self.high)
 
 
 class Uniform(_Interval, dist.Uniform):
@@ -159,9 +167,13 @@ class Reciprocal(_Interval):
     ) -> None:
         super().__init__(low=low, high=high, validate_args=validate_args)
 
+    def _in_order(self) -> bool:
+        return super()._in_order() and within(self.low, 0.0, math.inf)
+
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        self._demand("low", self.low > 0, "be positive")
+        if not self._in_order():
+            self._demand("low", self.low > 0, "be positive")
 
     def _length(self) -> Tensor:
         return _log_of_ratio(self.high, self.low)
@@ -172,8 +184,27 @@ class Reciprocal(_Interval):
     def isf(self, value: Tensor) -> Tensor:
         return self.high * torch.exp(-self._length() * value)
 
+    def _rsample(self, shape: Size) -> Tensor:
+        return self._fused("_plain_draw", self.fast_draw, self._uniform(shape))
+
     def _log_prob(self, z: Tensor) -> Tensor:
+        return self._fused("_plain_log_prob", self.fast_log_prob, z)
+
+    def _plain_log_prob(self, z: Tensor) -> Tensor:
         return -torch.log(z * self._length())
+
+    @staticmethod
+    def fast_draw(needed: tuple[bool, ...], u: Tensor, low: Tensor, high: Tensor) -> tuple:
+        length = (high - low).div_(low).log1p_()
+        z = length.mul_(u).exp_().mul_(low)
+        z = torch.minimum(torch.maximum(z, low), high)
+        return z, None, (1 - u).mul_(z).div_(low), (u * z).div_(high)
+
+    @staticmethod
+    def fast_log_prob(needed: tuple[bool, ...], z: Tensor, low: Tensor, high: Tensor) -> tuple:
+        length = (high - low).div_(low).log1p_()
+        value = (z * length).log_().neg_()
+        return value, (1 / z).neg_(), 1 / (length * low), (-1 / length).div_(high)
 
     def _cdf(self, z: Tensor) -> Tensor:
         return _log_of_ratio(z, self.low) / self._length()
@@ -259,6 +290,10 @@ class Triangular(_Interval):
     ) -> None:
         super().__init__(low=low, high=high, peak=peak, validate_args=validate_args)
 
+    def _in_order(self) -> bool:
+        """Whether all is surely well, in a few passes; an end that is not finite is not."""
+        return within(self.high - self.low, 0.0, math.inf)
+
     def _order(self) -> list[tuple[str, str, Tensor]]:
         inside = (self.low <= self.peak) & (self.peak <= self.high)
         self._demand("peak", inside, "lie within ['low', 'high']")
@@ -267,8 +302,18 @@ class Triangular(_Interval):
     def _sides(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.peak - self.low, self.high - self.peak, self.high - self.low
 
+    def _in_order(self) -> bool:
+        return (
+            super()._in_order()
+            and (self.peak - self.low).amin().item() >= 0
+            and (self.high - self.peak).amin().item() >= 0
+        )
+
     def _rsample(self, shape: Size) -> Tensor:
-        z = super()._rsample(shape)
+        return self._fused("_plain_draw", self.fast_draw, self._uniform(shape))
+
+    def _plain_draw(self, u: Tensor) -> Tensor:
+        z = super()._plain_draw(u)
         # an end has density 0 unless the peak is there: the next number inside has not
         low, high = self.low.detach(), self.high.detach()
         least = torch.where(self.peak > low, torch.nextafter(low, high), low)
@@ -301,7 +346,43 @@ class Triangular(_Interval):
             torch.where(rising, self.low + reach, self.high - reach),
         )
 
+    @staticmethod
+    def fast_draw(
+        needed: tuple[bool, ...], u: Tensor, low: Tensor, high: Tensor, peak: Tensor
+    ) -> tuple | None:
+        left, width = peak - low, high - low
+        rising = (u * width <= left).to(u.dtype)  # lerp with 0 or 1 is a fast `where`
+        side, mass = torch.lerp(high - peak, left, rising), torch.lerp(1 - u, u, rising)
+        reach = mass.mul_(width).mul_(side).sqrt_()  # from the end of its side
+        z = torch.lerp(high - reach, low + reach, rising)
+        if not ((z - low).amin().item() > 0 and (high - z).amin().item() > 0):
+            return None
+        per_peak, other = reach.mul_(0.5) / side, reach / width
+        own = (1 - other).sub_(per_peak)
+        per_low, per_high = torch.lerp(other, own, rising), torch.lerp(own, other, rising)
+        return z, None, per_low, per_high, per_peak
+
+    @staticmethod
+    def fast_log_prob(
+        needed: tuple[bool, ...], z: Tensor, low: Tensor, high: Tensor, peak: Tensor
+    ) -> tuple | None:
+        rising, width = (z < peak).to(z.dtype), high - low
+        reach = torch.lerp(high - z, z - low, rising)
+        side = torch.lerp(high - peak, peak - low, rising)
+        if not (reach.amin().item() > 0 and side.amin().item() > 0):
+            return None
+        value = (reach / side).mul_(2).div_(width).log_()
+        sign = rising.mul(2).sub_(1)
+        per_z, per_side, per_width = sign / reach, sign / side, 1 / width
+        own = per_side - per_z  # an end moves the density of its own side, and the width
+        per_low = torch.addcmul(per_width, own, rising)
+        per_high = own.sub_(per_low)
+        return value, per_z, per_low, per_high, per_side.neg_()
+
     def _log_prob(self, z: Tensor) -> Tensor:
+        return self._fused("_plain_log_prob", self.fast_log_prob, z)
+
+    def _plain_log_prob(self, z: Tensor) -> Tensor:
         left, right, width = self._sides()
         rising, up, down = self._split(z)
         height = torch.where(rising, up / left.clamp_min(_TINY), down / right.clamp_min(_TINY))

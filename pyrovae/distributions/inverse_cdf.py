@@ -32,6 +32,7 @@ The families are in :mod:`~pyrovae.distributions.lifetimes`,
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -40,10 +41,11 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 
 from pyrovae.distributions.base import EMPTY, Reparameterized, can_look
+from pyrovae.distributions.fused import Fast, fused
 from pyrovae.distributions.roots import implicit, quantile, quantile_at, safe_log
 from pyrovae.distributions.stable import log1mexp
 
-__all__ = ["Hazard", "InverseCDF", "exp_within"]
+__all__ = ["Hazard", "InverseCDF", "exp_within", "within"]
 
 
 class InverseCDF(Reparameterized):
@@ -109,6 +111,20 @@ class InverseCDF(Reparameterized):
         right = self._either_sign(torch.ones_like(log_share)) > 0
         ends = self._ends(log_share)
         return quantile_at(_Tails(self), log_share, right, *ends, can_look())
+
+    def _fused(self, name: str, fast: Fast, noise: Tensor) -> Tensor:
+        """Return `self.name(noise)`, as one step of autograd in the noise and the parameters.
+
+        The parameters follow the noise, or the value, in the order of the constructor.
+        """
+        names = self._names
+
+        def plain(noise: Tensor, *values: Tensor) -> Tensor:
+            new = copy.copy(self)
+            new.__dict__.update(zip(names, values, strict=True))
+            return getattr(new, name)(noise)
+
+        return fused(plain, fast, noise, *(getattr(self, n) for n in names))
 
     def cdf(self, value: Tensor) -> Tensor:
         """Return P(Z <= value)."""
@@ -205,15 +221,29 @@ class Hazard(InverseCDF):
     def _log_rate(self, z: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define _log_rate(z)")
 
+    fast_log_prob: Fast | None = None  # of z and the parameters
+    fast_draw: Fast | None = None  # of e and the parameters
+
     def _log_prob(self, z: Tensor) -> Tensor:
+        if self.fast_log_prob is None:
+            return self._plain_log_prob(z)
+        return self._fused("_plain_log_prob", self.fast_log_prob, z)
+
+    def _plain_log_prob(self, z: Tensor) -> Tensor:
         return self._log_rate(z) - self._hazard(z)
 
     def _draw(self, e: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the draw that e gives, and where it had to be held inside the format."""
         return self._inverse_hazard(e), None
 
+    def _plain_draw(self, e: Tensor) -> Tensor:
+        return self._draw(e)[0]
+
     def _rsample(self, shape: Size) -> Tensor:
-        return self._draw(self._exponential(shape))[0]
+        e = self._exponential(shape)
+        if self.fast_draw is None:
+            return self._plain_draw(e)
+        return self._fused("_plain_draw", self.fast_draw, e)
 
     def _log_quantile(self, e: Tensor) -> Tensor:
         """Return the logarithm of the draw that e gives; overridden where the draw overflows."""
@@ -254,11 +284,26 @@ class Hazard(InverseCDF):
         return self._inverse_hazard(-torch.where(upper, torch.log1p(high - 1), low.log()))
 
 
-def exp_within(log_z: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
-    """Return exp(log_z) held inside the format, and where it was.
+def within(x: Tensor, low: float, high: float) -> bool:
+    """Whether all x lie between two numbers; NaN does not, nor does an empty tensor.
+
+    Where one cannot look it is taken for true: who asks there must have clamped.
+    """
+    if not can_look():
+        return True
+    if not x.numel():
+        return False
+    ends = torch.aminmax(x.detach())
+    return low < ends.min.item() and ends.max.item() < high
+
+
+def exp_within(log_z: Tensor, power: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return exp(log_z) held inside the format, and where it was; None: nowhere.
 
     The upper end leaves room for the slope in the exponent of the tail, z |log E| / power^2.
     """
+    if can_look() and within(log_z, -60.0, 60.0) and power.detach().amin().item() > 0.1:
+        return log_z.exp(), None
     info = torch.finfo(log_z.dtype)
     room = math.log(100) + 2 * torch.log1p(1 / power.detach())
     high = math.log(info.max) - room

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints
 
-from pyrovae.distributions.inverse_cdf import Hazard
+from pyrovae.distributions.inverse_cdf import Hazard, within
+from pyrovae.distributions.special import log_gamma_ratio
 from pyrovae.distributions.stable import (
     EULER,
     exponential_mean,
     harmonic,
     lgamma1p,
     log1mexp,
-    log_gamma_ratio,
 )
 
 __all__ = ["Kumaraswamy"]
@@ -89,7 +89,39 @@ class Kumaraswamy(Hazard, dist.Kumaraswamy):
         top = 1 - info.eps / 2
         return z.clamp_max(top), (y <= tiny) | (z >= top)
 
-    def _log_prob(self, z: Tensor) -> Tensor:
+    @staticmethod
+    def fast_draw(needed: tuple[bool, ...], e: Tensor, a: Tensor, b: Tensor) -> tuple | None:
+        """Where 1 - e^{-s} is near 1, float64 keeps what is missing."""
+        if e.dtype != torch.float32:
+            return None
+        s = e / b
+        power = s.double().neg_().expm1_().neg_()  # z^a
+        y = power.log().float().div_(a)
+        if not within(y, -80.0, -1e-7):
+            return None
+        z = y.exp()
+        per_a = y.mul_(z).div_(a).neg_()
+        per_b = (-s).exp_().div_(power.float()).mul_(z).div_(a).mul_(s).div_(b).neg_()
+        return z, None, per_a, per_b
+
+    @staticmethod
+    def fast_log_prob(needed: tuple[bool, ...], z: Tensor, a: Tensor, b: Tensor) -> tuple | None:
+        """In float64, likewise."""
+        if z.dtype != torch.float32 or not within(z, torch.finfo(z.dtype).tiny, 1.0):
+            return None
+        wide_a, log_z = a.double(), z.double().log_()
+        less = (wide_a * log_z).expm1_()  # z^a - 1
+        log_rest = (-less).log_()
+        ratio = (less + 1).div_(less)  # -z^a / (1 - z^a)
+        more, value = b - 1, (a * b).log()
+        value = log_z.mul(wide_a - 1).addcmul_(more, log_rest).add_(value).float()
+        ratio.mul_(more)
+        per_z = ratio.mul(wide_a).add_(wide_a).sub_(1).float().div_(z)
+        per_a = ratio.add_(1).mul_(log_z).float().add_(1 / a) if needed[1] else None
+        per_b = log_rest.float().add_(1 / b) if needed[2] else None
+        return value, per_z, per_a, per_b
+
+    def _plain_log_prob(self, z: Tensor) -> Tensor:
         a, b, x = self.concentration1, self.concentration0, self._log_inside(z)
         return torch.log(a * b) - (a - 1) * x + (b - 1) * log1mexp(a * x)
 
@@ -98,18 +130,18 @@ class Kumaraswamy(Hazard, dist.Kumaraswamy):
         return torch.log(a * b) - (a - 1) * x - log1mexp(a * x)
 
     def _mean_of(self, f: Callable[[Tensor], Tensor]) -> Tensor:
-        a, b = self.concentration1, self.concentration0
+        a, b = self.concentration1.double(), self.concentration0.double()
         return exponential_mean(lambda t: f(torch.exp(log1mexp(t / b) / a)), a)
 
     def _log_moment(self, n: int) -> Tensor:
-        """Return log E[z^n], of Gamma(1 + n/a) Gamma(1 + b) / Gamma(1 + n/a + b)."""
-        x, b = n / self.concentration1, self.concentration0
+        """Return log E[z^n], of Gamma(1 + n/a) Gamma(1 + b) / Gamma(1 + n/a + b); float64."""
+        x, b = n / self.concentration1.double(), self.concentration0.double()
         less, more = torch.minimum(x, b), torch.maximum(x, b)
         return lgamma1p(less) - EULER * less - log_gamma_ratio(1 + more, less)
 
     @property
     def mean(self) -> Tensor:
-        return self._log_moment(1).exp()
+        return self._log_moment(1).exp().to(self.concentration1.dtype)
 
     @property
     def variance(self) -> Tensor:
@@ -117,9 +149,9 @@ class Kumaraswamy(Hazard, dist.Kumaraswamy):
         spread = second - 2 * first  # log(1 + variance / mean^2)
         apart = spread > -0.1 * first  # else the two logarithms cancel
         wide = log1mexp(torch.where(apart, spread, 1.0)) + torch.where(apart, second, 0.0)
-        m = self.mean
+        m = first.exp()
         near = self._mean_of(lambda z: (z - m).square())
-        return torch.where(apart, wide.exp(), near)
+        return torch.where(apart, wide.exp(), near).to(self.concentration1.dtype)
 
     @property
     def stddev(self) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints
 
-from pyrovae.distributions.inverse_cdf import Hazard, exp_within
+from pyrovae.distributions.inverse_cdf import Hazard, exp_within, within
 from pyrovae.distributions.stable import EULER, exponential_mean, lgamma1p
 
 __all__ = ["Exponential", "Gompertz", "Pareto", "Rayleigh", "Weibull"]
@@ -57,6 +57,10 @@ class Exponential(Hazard, dist.Exponential):
 
     def _log_rate(self, z: Tensor) -> Tensor:
         return self.rate.log()
+
+    @staticmethod
+    def fast_log_prob(needed: tuple[bool, ...], z: Tensor, rate: Tensor) -> tuple:
+        return rate.log().sub(z * rate), -rate, (1 / rate).sub(z)
 
     @property
     def mean(self) -> Tensor:
@@ -133,9 +137,29 @@ class Weibull(Hazard, dist.Weibull):
         k = self.concentration
         return torch.log(k / self.scale) + 2 * (k - 1) * torch.log(self._root(z))
 
-    def _log_prob(self, z: Tensor) -> Tensor:
+    def _plain_log_prob(self, z: Tensor) -> Tensor:
         k, root = self.concentration, self._root(z)
         return torch.log(k / self.scale) + 2 * (k - 1) * root.log() - root.pow(2 * k)
+
+    @staticmethod
+    def fast_log_prob(needed: tuple[bool, ...], z: Tensor, scale: Tensor, k: Tensor) -> tuple:
+        root = z.sqrt().div(scale.sqrt())
+        log_ratio = root.log().mul_(2)
+        hazard, rate = root.pow(2 * k), k / scale
+        value = rate.log().add(log_ratio * (k - 1)).sub_(hazard)
+        rest = 1 - hazard
+        per_scale = (rate * rest).neg_() if needed[1] else None
+        per_k = (1 / k).add(log_ratio * rest) if needed[2] else None
+        return value, (k * rest).sub_(1).div_(z), per_scale, per_k
+
+    @staticmethod
+    def fast_draw(needed: tuple[bool, ...], e: Tensor, scale: Tensor, k: Tensor) -> tuple | None:
+        log_e = e.log()
+        y = (log_e / k).add_(scale.log())
+        if not (within(y, -60.0, 60.0) and k.amin().item() > 0.1):
+            return None
+        z = y.exp_()
+        return z, None, z / scale, (z * log_e).div_(k).div_(k).neg_()
 
     @property
     def mean(self) -> Tensor:
@@ -208,6 +232,13 @@ class Rayleigh(Hazard):
 
     def _log_rate(self, z: Tensor) -> Tensor:
         return torch.log(z / self.scale / self.scale)
+
+    @staticmethod
+    def fast_log_prob(needed: tuple[bool, ...], z: Tensor, scale: Tensor) -> tuple:
+        ratio = z / scale
+        square = ratio * ratio
+        value = (ratio / scale).log_().sub_(square, alpha=0.5)
+        return value, (1 / z).sub_(ratio / scale), (square - 2).div_(scale)
 
     @property
     def mean(self) -> Tensor:
@@ -284,6 +315,26 @@ class Pareto(Hazard, dist.Pareto):
         ratio, held = exp_within(e / self.alpha + room, self.alpha)
         ratio = ratio * torch.exp(-room)  # z / m, with room for m and for the slope in m
         return torch.maximum(self.scale * ratio, self.scale), held
+
+    @staticmethod
+    def fast_draw(
+        needed: tuple[bool, ...], e: Tensor, scale: Tensor, alpha: Tensor
+    ) -> tuple | None:
+        y = e / alpha
+        if not (within(y, -1.0, 40.0) and within(scale, 1e-6, 1e6) and alpha.amin().item() > 0.1):
+            return None
+        ratio = y.exp()
+        z = torch.maximum(scale * ratio, scale)
+        return z, None, ratio, y.mul_(z).div_(alpha).neg_()
+
+    @staticmethod
+    def fast_log_prob(needed: tuple[bool, ...], z: Tensor, scale: Tensor, alpha: Tensor) -> tuple:
+        log_ratio = (z - scale).div_(scale).log1p_()
+        if not log_ratio.amax().item() < math.inf:  # (z - m) / m is beyond the format
+            log_ratio = torch.where(log_ratio == math.inf, z.log() - scale.log(), log_ratio)
+        value = (alpha / z).log_().sub_(alpha * log_ratio)
+        per_alpha = (1 / alpha).sub(log_ratio) if needed[2] else None
+        return value, (alpha + 1).div(z).neg_(), alpha / scale, per_alpha
 
     def _log_rate(self, z: Tensor) -> Tensor:
         return torch.log(self.alpha / z)
@@ -366,6 +417,22 @@ class Gompertz(Hazard):
 
     def _log_rate(self, z: Tensor) -> Tensor:
         return torch.log(self.concentration * self.rate) + self.rate * z
+
+    @staticmethod
+    def fast_log_prob(needed: tuple[bool, ...], z: Tensor, c: Tensor, rate: Tensor) -> tuple:
+        growth = rate * z
+        excess = growth.expm1()
+        value = (c * rate).log().add(growth).sub_(c * excess)
+        rest = 1 - c * (excess + 1)
+        per_rate = (1 / rate).add(z * rest) if needed[2] else None
+        return value, rate * rest, (1 / c).sub(excess), per_rate
+
+    @staticmethod
+    def fast_draw(needed: tuple[bool, ...], e: Tensor, c: Tensor, rate: Tensor) -> tuple:
+        ratio = e / c
+        z = ratio.log1p().div_(rate)
+        per_c = ratio.div_(ratio + 1).div_(rate).div_(c).neg_()
+        return z, None, per_c, (z / rate).neg_()
 
     def _growth(self) -> Tensor:
         """Return E[b z]."""

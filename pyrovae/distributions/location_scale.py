@@ -16,10 +16,11 @@ One of the three forms of the reparameterization trick. If :math:`\epsilon` has 
 So the author of a family says what the noise is, twice: how to draw it (`_noise`) and its
 log-density (`_noise_log_prob`). The rest is scaled here from optional one-line hooks:
 `_noise_cdf`, `_noise_sf`, `_noise_log_cdf`, `_noise_log_sf`, `_noise_icdf`, `_noise_isf`,
-`_noise_mean`, `_noise_variance`, `_noise_mode`, `_noise_entropy`. A family that is symmetric about
-zero sets `symmetric = True` and gives left-tail functions only; its quantiles are asked for u up
-to 1/2 at the lower end, where a float has the digits. A quantity whose hook is missing raises
-`NotImplementedError`, which names the hook.
+`_noise_mean`, `_noise_variance`, `_noise_mode`, `_noise_entropy`, and `_noise_score`, which gives
+:math:`\log p_0` with its slope and makes the log-density one step of autograd. A family that is
+symmetric about zero sets `symmetric = True` and gives left-tail functions only; its quantiles are
+asked for u up to 1/2 at the lower end, where a float has the digits. A quantity whose hook is
+missing raises `NotImplementedError`, which names the hook.
 
 Upper tails have functions of their own (`sf`, `log_sf`, `isf`): in float32 the cdf is 1 long
 before the survival function is 0, and importance weights are decided out there.
@@ -39,6 +40,7 @@ from torch.distributions import Distribution, Transform, constraints
 from torch.nn.functional import logsigmoid
 
 from pyrovae.distributions.base import EMPTY, Reparameterized, can_look
+from pyrovae.distributions.fused import fused
 from pyrovae.distributions.stable import EULER, log1mexp, log_ndtr
 
 __all__ = ["Cauchy", "Gumbel", "Laplace", "LocationScale", "Logistic", "Normal"]
@@ -113,7 +115,22 @@ class LocationScale(Reparameterized):
         return self.loc + self.scale * self._noise(shape)
 
     def _log_prob(self, z: Tensor) -> Tensor:
-        return self._noise_log_prob(self._standard(z)) - self.scale.log()
+        return fused(self._plain_log_prob, self._fast_log_prob, z, self.loc, self.scale)
+
+    def _plain_log_prob(self, z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+        return self._noise_log_prob((z - loc) / scale) - scale.log()
+
+    def _fast_log_prob(
+        self, needed: tuple[bool, ...], z: Tensor, loc: Tensor, scale: Tensor
+    ) -> tuple[Tensor | None, ...] | None:
+        score = getattr(self, "_noise_score", None)
+        if score is None:
+            return None
+        eps = (z - loc) / scale
+        value, slope = score(eps)
+        per_z = slope / scale
+        per_scale = (slope * eps).add_(1).div_(scale).neg_() if needed[2] else None
+        return value - scale.log(), per_z, -per_z if needed[1] else None, per_scale
 
     def rsample_and_log_prob(
         self, sample_shape: Size | tuple[int, ...] = EMPTY
@@ -219,6 +236,9 @@ class Normal(LocationScale, dist.Normal):
     def _noise_log_prob(self, eps: Tensor) -> Tensor:
         return -0.5 * eps.square() - 0.5 * math.log(2 * math.pi)
 
+    def _noise_score(self, eps: Tensor) -> tuple[Tensor, Tensor]:
+        return (eps * eps).mul_(-0.5).sub_(0.5 * math.log(2 * math.pi)), -eps
+
     def _noise_cdf(self, eps: Tensor) -> Tensor:
         return 0.5 * torch.erfc(eps * -math.sqrt(0.5))
 
@@ -257,10 +277,14 @@ class Laplace(LocationScale, dist.Laplace):
     symmetric = True
 
     def _noise(self, shape: Size) -> Tensor:
-        return self._either_sign(self._exponential(shape))
+        v = self._wide_uniform(shape).mul_(2).sub_(1)  # its sign is the sign
+        return torch.copysign(v.abs().neg_().log1p_(), v).to(self.loc.dtype)
 
     def _noise_log_prob(self, eps: Tensor) -> Tensor:
         return -eps.abs() - math.log(2)
+
+    def _noise_score(self, eps: Tensor) -> tuple[Tensor, Tensor]:
+        return eps.abs().neg_().sub_(math.log(2)), eps.sign().neg_()
 
     def _noise_cdf(self, eps: Tensor) -> Tensor:
         half = 0.5 * torch.exp(-eps.abs())
@@ -287,15 +311,15 @@ class Laplace(LocationScale, dist.Laplace):
 
 
 class Logistic(LocationScale, dist.Logistic):
-    r"""Logistic: :math:`\epsilon = -E - \log(1 - e^{-E})`, the law of :math:`\mathrm{logit}\, u`.
+    r"""Logistic: :math:`\epsilon = \mathrm{logit}\, u`, u uniform with 53 bits.
 
     .. math::
 
         \log q(z) = \log\sigma(\epsilon) + \log\sigma(-\epsilon) - \log s, \qquad
         F(z) = \sigma(\epsilon), \qquad \mathrm{Var}[z] = s^2 \pi^2 / 3.
 
-    The tails are exponential, heavier than a Gaussian's on both sides. Drawing from a standard
-    exponential keeps every draw finite and both tails whole in float32. Source: Balakrishnan
+    The tails are exponential, heavier than a Gaussian's on both sides. Every draw is
+    finite, and both tails are whole in float32. Source: Balakrishnan
     (1992), Handbook of the Logistic Distribution.
 
     Args:
@@ -309,11 +333,14 @@ class Logistic(LocationScale, dist.Logistic):
     symmetric = True
 
     def _noise(self, shape: Size) -> Tensor:
-        e = self._exponential(shape)
-        return -e - torch.log(-torch.expm1(-e))  # logit(u) of u = exp(-e), whole at both ends
+        u = self._wide_uniform(shape)
+        return (u / (1 - u)).log_().to(self.loc.dtype)  # whole at both ends
 
     def _noise_log_prob(self, eps: Tensor) -> Tensor:
         return 2 * logsigmoid(eps) - eps.clamp_min(_DEEP)
+
+    def _noise_score(self, eps: Tensor) -> tuple[Tensor, Tensor]:
+        return self._noise_log_prob(eps), (0.5 * eps).tanh_().neg_()
 
     def _noise_cdf(self, eps: Tensor) -> Tensor:
         return torch.sigmoid(eps)
@@ -332,13 +359,13 @@ class Logistic(LocationScale, dist.Logistic):
 
 
 class Cauchy(LocationScale, dist.Cauchy):
-    r"""Cauchy: :math:`\epsilon = \pm\cot(\tfrac{\pi}{2} e^{-E})`, the law of :math:`-\cot \pi u`.
+    r"""Cauchy: :math:`\epsilon = \tan \pi(u - \tfrac12)`, u uniform with 53 bits.
 
     .. math:: \log q(z) = -\log \pi s (1 + \epsilon^2), \qquad
         F(z) = \mathrm{atan2}(1, -\epsilon) / \pi, \qquad F^{-1}(u) = \mu - s\cot \pi u.
 
-    No moment exists: the mean is NaN, the variance infinite. Drawn through an exponential, the
-    tails reach :math:`10^8` in float32, where a uniform stops at :math:`5 \cdot 10^6`.
+    No moment exists: the mean is NaN, the variance infinite. The tails of the draws reach
+    :math:`10^{16}`, where a float32 uniform would stop at :math:`5 \cdot 10^6`.
 
     Args:
         loc: :math:`\mu`, median and mode.
@@ -351,12 +378,14 @@ class Cauchy(LocationScale, dist.Cauchy):
     symmetric = True
 
     def _noise(self, shape: Size) -> Tensor:
-        tail = torch.exp(-self._exponential(shape)) * (math.pi / 2)
-        return self._either_sign(1 / torch.tan(tail))
+        return self._wide_uniform(shape).sub_(0.5).mul_(math.pi).tan_().to(self.loc.dtype)
 
     def _noise_log_prob(self, eps: Tensor) -> Tensor:
         # the square of 1e20 is not a float32: the hypotenuse is
         return -2 * torch.hypot(torch.ones_like(eps), eps).log() - math.log(math.pi)
+
+    def _noise_score(self, eps: Tensor) -> tuple[Tensor, Tensor]:
+        return self._noise_log_prob(eps), -2 / (eps + 1 / eps)
 
     def _noise_cdf(self, eps: Tensor) -> Tensor:
         return torch.atan2(torch.ones_like(eps), -eps) / math.pi
@@ -413,6 +442,10 @@ class Gumbel(LocationScale, dist.Gumbel):
 
     def _noise_log_prob(self, eps: Tensor) -> Tensor:
         return -eps.clamp_min(_DEEP) - torch.exp(-eps)
+
+    def _noise_score(self, eps: Tensor) -> tuple[Tensor, Tensor]:
+        tail = torch.exp(-eps)
+        return eps.clamp_min(_DEEP).add_(tail).neg_(), tail - 1
 
     def _noise_cdf(self, eps: Tensor) -> Tensor:
         return torch.exp(-torch.exp(-eps))

@@ -37,7 +37,8 @@ from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
 from pyrovae.distributions.base import Reparameterized, can_look
-from pyrovae.distributions.stable import log_gamma_ratio, mean_under_exponential
+from pyrovae.distributions.special import log_gamma_ratio, sample_log_gamma
+from pyrovae.distributions.stable import mean_under_exponential
 
 __all__ = ["Laplace", "Logistic", "Normal", "PowerExponential", "Radial", "StudentT"]
 
@@ -88,11 +89,6 @@ def _length(square: Tensor) -> Tensor:
     return torch.where(centre, 0.0, torch.where(centre, 1.0, square).sqrt())
 
 
-def _gamma(concentration: Tensor) -> Tensor:
-    """Draw Gamma(concentration, 1), pathwise, never zero."""
-    return torch._standard_gamma(concentration).clamp_min(torch.finfo(concentration.dtype).tiny)
-
-
 class Normal(Radial):
     """Gaussian radius.
 
@@ -133,7 +129,8 @@ class StudentT(Radial):
         half = (0.5 * self.df).to(like).expand(length.shape)
         # in logs: a chi-square of few degrees of freedom underflows
         top = 0.4 * math.log(torch.finfo(like.dtype).max)
-        return length * (0.5 * (half.log() - _gamma(half).log())).clamp_max(top).exp()
+        ratio = half.log() - sample_log_gamma(half).to(like.dtype)
+        return length * (0.5 * ratio).clamp_max(top).exp()
 
     def log_density(self, square: Tensor, dim: int) -> Tensor:
         df = self.df
@@ -254,9 +251,9 @@ class PowerExponential(Radial):
 
     def radius(self, shape: Size, like: Tensor) -> Tensor:
         beta = self.beta.to(like)
-        power = _gamma((0.5 * shape[-1] / beta).expand(shape[:-1]))
+        log_power = sample_log_gamma((0.5 * shape[-1] / beta).expand(shape[:-1])).to(like.dtype)
         top = 0.4 * math.log(torch.finfo(like.dtype).max)
-        return (torch.log(2 * power) / (2 * beta)).clamp(-top, top).exp()
+        return ((log_power + math.log(2)) / (2 * beta)).clamp(-top, top).exp()
 
     def log_density(self, square: Tensor, dim: int) -> Tensor:
         centre = square == 0

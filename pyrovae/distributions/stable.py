@@ -33,7 +33,6 @@ __all__ = [
     "harmonic",
     "langevin",
     "langevin_slope",
-    "log_gamma_ratio",
     "log_ndtr",
     "lgamma1p",
     "log1mexp",
@@ -217,27 +216,3 @@ def exponential_mean(f: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
     nodes = torch.tensor(_NODES, dtype=like.dtype, device=like.device).reshape(shape)
     weights = torch.tensor(_WEIGHTS, dtype=like.dtype, device=like.device).reshape(shape)
     return (weights * f(nodes)).sum(0)
-
-
-def log_gamma_ratio(a: Tensor, b: Tensor | float) -> Tensor:
-    r"""Return :math:`\log\Gamma(a + b) - \log\Gamma(a)` for :math:`a, b > 0`.
-
-    By Stirling's series, term by term, so that nothing of the size of :math:`a \log a` is
-    subtracted; below 20, at a + 20, whence the recurrence leads back.
-    """
-    b = torch.as_tensor(b, dtype=a.dtype, device=a.device)
-    a, b = torch.broadcast_tensors(a, b)
-    small = a < 20
-    steps = torch.arange(20, dtype=a.dtype, device=a.device).reshape(-1, *([1] * a.dim()))
-    back = torch.log1p(b / (torch.where(small, a, 20.0) + steps)).sum(0)
-    start = torch.where(small, a + 20, a)
-    end = start + b
-    # (end - 1/2) log(end) - end - (start - 1/2) log(start) + start, with log1p(b / start)
-    main = (end - 0.5) * torch.log1p(b / start) - b + b * torch.log(start)
-    series = torch.zeros_like(start)
-    for k, c in enumerate(_STIRLING):
-        series = series + c * (end ** -(2 * k + 1) - start ** -(2 * k + 1))
-    return main + series - torch.where(small, back, 0.0)
-
-
-_STIRLING = [1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360]

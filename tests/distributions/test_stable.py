@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pyrovae.distributions import stable
+from pyrovae.distributions.special import log_gamma_ratio
 
 CASES = {
     "log1mexp": (lambda x: mp.log(-mp.expm1(-x)), [1e-30, 1e-3, 0.1, 0.69, 0.7, 3.0, 50.0]),
@@ -53,7 +54,7 @@ def test_gradients_are_right_on_both_sides_of_every_branch(name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_log_gamma_ratio_does_not_cancel(dtype):
     for a, b in ((1e-3, 0.5), (0.7, 3.0), (19.0, 0.5), (21.0, 0.5), (1e4, 1.5), (1e7, 0.5)):
-        got = stable.log_gamma_ratio(torch.tensor(a, dtype=dtype), torch.tensor(b, dtype=dtype))
+        got = log_gamma_ratio(torch.tensor(a, dtype=dtype), torch.tensor(b, dtype=dtype))
         with mp.workdps(50):
             x = mp.mpf(torch.tensor(a, dtype=dtype).item())
             right = mp.loggamma(x + b) - mp.loggamma(x)

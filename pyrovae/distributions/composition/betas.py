@@ -29,14 +29,19 @@ from pyrovae.distributions.composition.contract import (
     Checked,
     Univariate,
     check_arguments,
+    clamp_inside,
     refuse_half,
 )
-from pyrovae.distributions.composition.gammas import kernel, kernel_slopes, log_norm
+from pyrovae.distributions.composition.gammas import fast_score, log_norm, plain_score
+from pyrovae.distributions.fused import can_look, fused
+from pyrovae.distributions.inverse_cdf import within
 from pyrovae.distributions.special import (
     digamma_difference,
+    logit_beta_slopes,
     sample_logit_beta,
     stirling,
     stirling_slope,
+    surfaces,
 )
 from pyrovae.distributions.special import incomplete_beta as beta
 from pyrovae.distributions.special.incomplete_gamma import draw_log_gamma
@@ -62,6 +67,67 @@ def _score_slopes(needed: tuple[bool, ...], out: Tensor, a: Tensor, b: Tensor, x
     per_a = s.log() + digamma_difference(a, b) if needed[0] else None
     per_b = torch.log1p(-s) + digamma_difference(b, a) if needed[1] else None
     return per_a, per_b, (a - 1) / s - (b - 1) / (1 - s)
+
+
+def _plain_draw(y: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Return sigmoid(y), inside the format, with the implicit gradient of y."""
+    dtype = a.dtype
+    info = torch.finfo(dtype)
+
+    def value(y: Tensor) -> Tensor:
+        return torch.sigmoid(y).to(dtype).clamp(info.tiny, 1 - info.eps / 2)
+
+    def partials(needed: tuple[bool, ...], x: Tensor, y: Tensor) -> tuple:
+        return (torch.sigmoid(y) * torch.sigmoid(-y),)
+
+    return known(value, partials, beta.attach_logit_beta(y, a, b, dtype), dtype=dtype)
+
+
+def _fast_draw(needed: tuple[bool, ...], y: Tensor, a: Tensor, b: Tensor) -> tuple:
+    info = torch.finfo(y.dtype)
+    x = torch.sigmoid(y).clamp_(info.tiny, 1 - info.eps / 2)
+    per_a, per_b = logit_beta_slopes(a, b, y)
+    spread = torch.sigmoid(-y).mul_(x)
+    return x, None, per_a.mul_(spread), per_b.mul_(spread)
+
+
+def _plain_score(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    dtype = result_dtype(a, x)
+
+    def density(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
+        return _log_density(a, b, x, dtype == torch.float32)
+
+    return known(density, _score_slopes, a, b, x, dtype=dtype)
+
+
+def _fast_score(needed: tuple[bool, ...], x: Tensor, a: Tensor, b: Tensor) -> tuple | None:
+    r"""Return the log-density in float32, and its slopes.
+
+    With :math:`n = a + b`, :math:`r = x\,(1 + n)/(1 + a)`, :math:`q = (1 - x)(1 + n)/(1 + b)` and
+    N of :func:`~pyrovae.distributions.special.surfaces.log_norm`, nothing large is left in
+    :math:`a\ell(r) + b\ell(q) + 1 - r - q - N(a) - N(b) + N(n) + \log\frac{ab}{n\,x(1 - x)}`,
+    where :math:`\ell(r) = \log r - (r - 1)`.
+    """
+    if x.dtype != torch.float32 or not within(x, 0.0, 1.0):
+        return None
+    if not can_look():
+        info = torch.finfo(x.dtype)
+        x = x.clamp(info.tiny, 1 - info.eps / 2)
+    a, b = a.double(), b.double()
+    shapes = torch.stack((a, b, a + b))
+    norms, slopes = surfaces.log_norm(shapes)
+    x = x.double()
+    sides = torch.stack((x, 1 - x))
+    ratio = sides * (shapes[2] + 1) / (shapes[:2] + 1)  # r, q
+    log_ratio = ratio.log()
+    bend = log_ratio - (ratio - 1)
+    value = (bend * shapes[:2] - ratio).sum(0) + (norms[2] - norms[0] - norms[1] + 1)
+    value = value + (shapes[0] * shapes[1] / (shapes[2] * sides[0] * sides[1])).log()
+    inverse = shapes.reciprocal()
+    per = log_ratio + (inverse[:2] - inverse[2]) + (slopes[2] - slopes[:2])
+    pull = (shapes[:2] - 1) / sides
+    value, per_x, per = value.float(), (pull[0] - pull[1]).float(), per.float()
+    return value, per_x, per[0], per[1]
 
 
 def _remainder(a: Tensor) -> Tensor:
@@ -104,25 +170,17 @@ class Beta(Univariate, dist.Beta):
         return logsigmoid(self._logit_draw(sample_shape)).to(self.concentration1.dtype)
 
     def rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
-        dtype = self.concentration1.dtype
-        info = torch.finfo(dtype)
-
-        def value(y: Tensor) -> Tensor:
-            return torch.sigmoid(y).to(dtype).clamp(info.tiny, 1 - info.eps / 2)
-
-        def partials(needed: tuple[bool, ...], x: Tensor, y: Tensor) -> tuple:
-            return (torch.sigmoid(y) * torch.sigmoid(-y),)
-
-        return known(value, partials, self._logit_draw(sample_shape), dtype=dtype)
+        shape = self._extended_shape(Size(sample_shape))
+        a, b = self.concentration1.expand(shape), self.concentration0.expand(shape)
+        logits = draw_log_gamma(torch.stack((a.detach(), b.detach())))
+        return fused(_plain_draw, _fast_draw, logits[0] - logits[1], a, b, compiles=True)
 
     def _score(self, value: Tensor) -> Tensor:
         a, b = self.concentration1, self.concentration0
-        dtype = result_dtype(a, value)
-
-        def density(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
-            return _log_density(a, b, x, dtype == torch.float32)
-
-        return known(density, _score_slopes, a, b, value, dtype=dtype)
+        score = fused(_plain_score, _fast_score, value, a, b, compiles=True)
+        if can_look():
+            return score
+        return torch.where((value >= 0) & (value <= 1), score, -math.inf)
 
     def _tail(self, value: Tensor, log: bool, lower: bool) -> Tensor:
         a, b = self.concentration1, self.concentration0
@@ -165,61 +223,36 @@ class Dirichlet(Checked, dist.Dirichlet):
         check_arguments(Dirichlet, validate_args, concentration=concentration)
         super().__init__(concentration, validate_args=validate_args)
 
-    def _log_draw(self, sample_shape: Size | tuple[int, ...]) -> Tensor:
+    def _scores(self, sample_shape: Size | tuple[int, ...]) -> Tensor:
+        """Draw log-Gammas whose softmax is the draw, and whose gradients give the draw's."""
         alpha = self.concentration.expand(self._extended_shape(Size(sample_shape)))
-        rest = alpha.double().sum(-1, keepdim=True) - alpha
         with torch.no_grad():
             parts = draw_log_gamma(alpha.detach())
             logit = _logits(torch.log_softmax(parts, -1))
-        rule = beta.slope_rule(alpha.dtype)
-
-        def partials(
-            needed: tuple[bool, ...],
-            out: Tensor,
-            alpha: Tensor,
-            parts: Tensor,
-            rest: Tensor,
-            logit: Tensor,
-        ) -> tuple:
-            return beta._near(alpha, rest, logit, rule, (True, False))[1], None, None, None
-
-        def attach(logit: Tensor) -> Tensor:
-            inputs = (alpha, parts, rest, logit)
-            value = known(lambda a, p, r, y: p.clone(), partials, *inputs, rules=(None, rule))
-            return torch.log_softmax(value, -1)
-
-        # the second pass gives the derivative of the derivative; the first is cheap until then
-        return attach(_logits(attach(logit)) if torch.is_grad_enabled() else logit)
+            rest = alpha.sum(-1, keepdim=True) - alpha
+        return fused(_plain_parts, _fast_parts, parts, alpha, rest, logit, compiles=True)
 
     def log_rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
         """Draw log x, which neither underflows nor piles up at any concentration."""
-        return self._log_draw(sample_shape).to(self.concentration.dtype)
+        return torch.log_softmax(self._scores(sample_shape), -1)
 
     def rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
-        dtype = self.concentration.dtype
-
-        def value(log_x: Tensor) -> Tensor:
-            return log_x.exp().clamp_min(torch.finfo(dtype).tiny)
-
-        def partials(needed: tuple[bool, ...], x: Tensor, log_x: Tensor) -> tuple:
-            return (log_x.exp(),)
-
-        return known(value, partials, self._log_draw(sample_shape), dtype=dtype)
+        x = torch.softmax(self._scores(sample_shape), -1)
+        return clamp_inside(x, torch.finfo(x.dtype).tiny)
 
     def _score(self, value: Tensor) -> Tensor:
+        """Sum the densities of Gamma(alpha_i, n), n the sum of all: a constant is missing."""
         alpha = self.concentration
         total = alpha.sum(-1)
         dtype = result_dtype(alpha, value)
-
-        def parts(a: Tensor, total: Tensor, x: Tensor) -> Tensor:
-            return kernel(a, total, x, dtype == torch.float32)
-
-        terms = known(parts, kernel_slopes, alpha, total.unsqueeze(-1), value)
-        terms = terms + log_norm(alpha, torch.float64, dtype == torch.float32)
+        rate = total.unsqueeze(-1)
+        terms = fused(plain_score, fast_score, value, alpha, rate, compiles=True)
         miss = value.double().sum(-1) - 1
-        score = terms.sum(-1) + total * miss - log_norm(total, torch.float64)
-        inside = (value >= 0).all(-1) & (miss.abs() < 1e-4)
-        return torch.where(inside | miss.isnan(), score, -math.inf).to(dtype)
+        score = terms.double().sum(-1) + total * miss - log_norm(total, torch.float64)
+        if not (self._validate_args and can_look()):
+            inside = (value >= 0).all(-1) & (miss.abs() < 1e-4)
+            score = torch.where(inside | miss.isnan(), score, -math.inf)
+        return score.to(dtype)
 
     @property
     def mode(self) -> Tensor:
@@ -235,6 +268,34 @@ class Dirichlet(Checked, dist.Dirichlet):
         whole = 0.5 * (k - 1) * math.log(2 * math.pi) - (k - 0.5) * n.log() - stirling(n)
         rest = (n - k) * (0.5 / n - stirling_slope(n))
         return (terms.sum(-1) + whole - rest).to(self.concentration.dtype)
+
+
+def _plain_parts(parts: Tensor, alpha: Tensor, rest: Tensor, logit: Tensor) -> Tensor:
+    """Return the log-Gammas with the derivative D_i of each logit in its margin."""
+    dtype = alpha.dtype
+    rule = beta.slope_rule(dtype)
+    whole = alpha.double()
+    others = whole.sum(-1, keepdim=True) - whole
+
+    def partials(
+        needed: tuple[bool, ...], out: Tensor, alpha: Tensor, parts: Tensor, *margin: Tensor
+    ) -> tuple:
+        return beta._near(alpha, *margin, rule, (True, False))[1], None, None, None
+
+    def attach(logit: Tensor) -> Tensor:
+        inputs = (alpha, parts, others, logit)
+        return known(lambda a, p, r, y: p.clone(), partials, *inputs, rules=(None, rule))
+
+    # the second pass gives the derivative of the derivative; the first is cheap until then
+    twice = torch.is_grad_enabled() and alpha.requires_grad
+    first = _logits(torch.log_softmax(attach(logit), -1)) if twice else logit
+    return attach(first).to(dtype)
+
+
+def _fast_parts(
+    needed: tuple[bool, ...], parts: Tensor, alpha: Tensor, rest: Tensor, logit: Tensor
+) -> tuple:
+    return parts.clone(), None, logit_beta_slopes(alpha, rest, logit)[0], None, None
 
 
 def _logits(log_x: Tensor) -> Tensor:
@@ -279,9 +340,13 @@ class FisherSnedecor(Univariate, dist.FisherSnedecor):
         return self._log_draw(sample_shape).to(self.df1.dtype)
 
     def rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
+        """Draw x, held where its slopes, of the order of x log x/df^2, are in the format too."""
         info = torch.finfo(self.df1.dtype)
         log_x = self._log_draw(sample_shape)
-        return log_x.clamp(math.log(info.tiny), math.log(info.max)).exp().to(self.df1.dtype)
+        least = torch.minimum(self.df1, self.df2).detach().double()
+        high = math.log(info.max) - math.log(1e4) - 2 * torch.log1p(1 / least)
+        log_x = torch.minimum(log_x, high).clamp_min(math.log(info.tiny) + 1e-4)
+        return log_x.exp().to(self.df1.dtype)
 
     def _logit(self, value: Tensor) -> Tensor:
         safe = torch.where(value > 0, value, 1.0).double()

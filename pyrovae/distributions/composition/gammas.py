@@ -18,24 +18,27 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import constraints
 
-from pyrovae.distributions.base import EMPTY, can_look
+from pyrovae.distributions.base import EMPTY
 from pyrovae.distributions.composition.contract import Univariate, check_arguments, refuse_half
+from pyrovae.distributions.fused import can_look, fused
+from pyrovae.distributions.inverse_cdf import within
 from pyrovae.distributions.special import (
     gammainc,
     gammaincc,
     gammainccinv,
     gammaincinv,
+    log_gamma_slope,
     log_gammainc,
     log_gammaincc,
-    sample_log_gamma,
     stirling,
     stirling_slope,
+    surfaces,
 )
-from pyrovae.distributions.special.incomplete_gamma import _tail, slope_rule
+from pyrovae.distributions.special.incomplete_gamma import attach_log_gamma, draw_log_gamma
 from pyrovae.distributions.special.quadrature import known, result_dtype
 from pyrovae.distributions.special.stirling import log_ratio_minus
 
-__all__ = ["Chi2", "Erlang", "Gamma", "kernel", "kernel_slopes", "log_norm"]
+__all__ = ["Chi2", "Erlang", "Gamma", "fast_score", "log_norm", "plain_score"]
 
 
 def kernel(a: Tensor, rate: Tensor, z: Tensor, quick: bool) -> Tensor:
@@ -75,6 +78,56 @@ def log_norm(a: Tensor, dtype: torch.dtype, quick: bool | None = None) -> Tensor
     return known(value, partials, a, dtype=dtype)
 
 
+def _plain_draw(y: Tensor, a: Tensor, rate: Tensor) -> Tensor:
+    """Return exp(y)/rate inside the format, with the implicit gradient of y in a."""
+    info = torch.finfo(a.dtype)
+
+    def value(y: Tensor, rate: Tensor) -> Tensor:
+        return (y.exp() / rate).clamp(info.tiny, info.max)
+
+    return known(value, _scale_slopes, attach_log_gamma(y, a, a.dtype), rate, dtype=a.dtype)
+
+
+def _fast_draw(needed: tuple[bool, ...], y: Tensor, a: Tensor, rate: Tensor) -> tuple | None:
+    z = (y.exp() / rate).clamp_min(torch.finfo(y.dtype).tiny)
+    if not within(z, 0.0, 1e18):  # where a slope may not be a number of the format
+        return None
+    per_a = log_gamma_slope(a, y).mul_(z) if needed[1] else None
+    return z, None, per_a, (z / rate).neg_() if needed[2] else None
+
+
+def plain_score(z: Tensor, a: Tensor, rate: Tensor) -> Tensor:
+    """Return the log-density of Gamma(a, rate)."""
+    dtype = result_dtype(a, z)
+
+    def value(a: Tensor, rate: Tensor, z: Tensor) -> Tensor:
+        return kernel(a, rate, z, dtype == torch.float32)
+
+    return known(value, kernel_slopes, a, rate, z, dtype=dtype) + log_norm(a, dtype)
+
+
+def fast_score(needed: tuple[bool, ...], z: Tensor, a: Tensor, rate: Tensor) -> tuple | None:
+    r"""Return the log-density in float32, and its slopes.
+
+    With :math:`r = \lambda z/(a + 1)` and :math:`N(a) = \log\Gamma(a + 1) - a\log(a + 1) + a`:
+    :math:`a(\log r - (r - 1)) - r + \log(a/z) - N(a)`, in which nothing cancels.
+    """
+    if z.dtype != torch.float32 or not within(z, 1e-30, math.inf):
+        return None
+    if not can_look():
+        z = z.clamp_min(torch.finfo(z.dtype).tiny)
+    more = a + 1
+    ratio = (rate * z).div_(more)
+    wide = ratio.double()
+    bend = (wide.log() - (wide - 1)).float()  # nothing would be left of it at large a
+    norm, norm_slope = surfaces.log_norm(a)
+    value = bend.mul(a).sub_(ratio).add_(a.log()).sub_(z.log()).sub_(norm)
+    per_a = None
+    if needed[1]:
+        per_a = bend.add_(ratio).sub_(1).add_(1 / a).sub_(norm_slope)
+    return value, (a - 1).div_(z).sub_(rate), per_a, (a / rate).sub_(z)
+
+
 class _GammaMethods(Univariate):
     """Everything that a concentration and a rate determine."""
 
@@ -83,34 +136,27 @@ class _GammaMethods(Univariate):
 
     # -- draws ------------------------------------------------------------------------------------
 
-    def _log_draw(self, shape: Size) -> Tensor:
-        return sample_log_gamma(self.concentration.expand(shape))
+    def _log_draw(self, a: Tensor) -> Tensor:
+        """Draw log z of rate 1, without a gradient, in the dtype of a."""
+        return draw_log_gamma(a)
 
     def log_rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
         """Draw log z, which neither underflows nor piles up at any concentration."""
-        draw = self._log_draw(self._extended_shape(Size(sample_shape)))
-        return (draw - self.rate.double().log()).to(self.rate.dtype)
+        a = self.concentration.expand(self._extended_shape(Size(sample_shape)))
+        y = attach_log_gamma(self._log_draw(a.detach()).double(), a, a.dtype)
+        return (y - self.rate.double().log()).to(self.rate.dtype)
 
     def rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
-        draw = self._log_draw(self._extended_shape(Size(sample_shape)))
-        info = torch.finfo(self.rate.dtype)
-
-        def value(y: Tensor, rate: Tensor) -> Tensor:
-            return (y.exp() / rate).clamp(info.tiny, info.max)
-
-        return known(value, _scale_slopes, draw, self.rate, dtype=self.rate.dtype)
+        a = self.concentration.expand(self._extended_shape(Size(sample_shape)))
+        y = self._log_draw(a.detach())
+        return fused(_plain_draw, _fast_draw, y, a, self.rate, compiles=True)
 
     # -- density ----------------------------------------------------------------------------------
 
     def _score(self, value: Tensor) -> Tensor:
         a, rate = self.concentration, self.rate
-        dtype = result_dtype(a, value)
-        quick = dtype == torch.float32
-
-        def value_(a: Tensor, rate: Tensor, z: Tensor) -> Tensor:
-            return kernel(a, rate, z, quick)
-
-        return known(value_, kernel_slopes, a, rate, value, dtype=dtype) + log_norm(a, dtype)
+        score = fused(plain_score, fast_score, value, a, rate, compiles=True)
+        return score if can_look() else torch.where(value >= 0, score, -math.inf)
 
     def _tail(self, value: Tensor, log: bool, lower: bool) -> Tensor:
         table = {
@@ -200,27 +246,18 @@ class Erlang(_GammaMethods, dist.Gamma):
         check_arguments(Erlang, validate_args, concentration=concentration, rate=rate)
         super().__init__(concentration, rate, validate_args=validate_args)
 
-    def _log_draw(self, shape: Size) -> Tensor:
+    def _log_draw(self, a: Tensor) -> Tensor:
         """Sum exponentials while they are few; otherwise draw the Gamma they add up to."""
         if not can_look():
-            return super()._log_draw(shape)
-        terms = int(self.concentration.max()) if self.concentration.numel() else 0
+            return super()._log_draw(a)
+        terms = int(a.max()) if a.numel() else 0
         if terms > self.most_terms:
-            return super()._log_draw(shape)
-        dtype = self.concentration.dtype
-        rule = slope_rule(dtype)
-
-        def value(k: Tensor) -> Tensor:
-            total = torch.zeros_like(k, dtype=dtype)
-            for j in range(terms):
-                draw = torch.empty_like(total).exponential_()
-                total = total + torch.where(k > j, draw, 0.0)
-            return total.clamp_min(torch.finfo(dtype).tiny).double().log()
-
-        def partials(needed: tuple[bool, ...], y: Tensor, k: Tensor) -> tuple:
-            return (_tail(k, y, rule)[1],)
-
-        return known(value, partials, self.concentration.expand(shape), rules=(None, rule))
+            return super()._log_draw(a)
+        total = torch.zeros_like(a)
+        for j in range(terms):
+            draw = torch.empty_like(total).exponential_()
+            total = total + torch.where(a > j, draw, 0.0)
+        return total.clamp_min(torch.finfo(a.dtype).tiny).log()
 
 
 class Chi2(_GammaMethods, dist.Chi2):

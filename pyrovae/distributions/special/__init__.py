@@ -46,6 +46,7 @@ from pyrovae.distributions.special.stirling import (
     lbeta,
     lgamma_difference,
     log1p_minus,
+    log_gamma_ratio,
     stirling,
     stirling_slope,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "log_betainc",
     "log_betaincc",
     "log_gamma_density",
+    "log_gamma_ratio",
     "log_gamma_slope",
     "log_gammainc",
     "log_gammaincc",

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from pyrovae.distributions.fused import can_look
+from pyrovae.distributions.special import surfaces
 from pyrovae.distributions.special.incomplete_gamma import draw_log_gamma
 from pyrovae.distributions.special.quadrature import (
     FINE,
@@ -43,6 +45,7 @@ from pyrovae.distributions.special.stirling import (
 )
 
 __all__ = [
+    "attach_logit_beta",
     "betainc",
     "betaincc",
     "betainccinv",
@@ -96,8 +99,9 @@ def _end(a: Tensor, b: Tensor, y: Tensor, drop: float) -> Tensor:
     half = 2 * lean - drop
     end = ((half.square() + 8 * drop * (lean + curve)).sqrt() - half) / (2 * (lean + curve))
     end = torch.minimum(end, (drop - n * logsigmoid(-y)) / a)
+    odds = y.clamp_max(600.0).exp() * (2 / n)
     for _ in range(2):
-        grow = torch.log1p((drop + b * end) * (2 / n) * y.clamp_max(600.0).exp())
+        grow = torch.log1p((drop + b * end) * odds)
         end = torch.where(grow <= y, torch.minimum(end, grow), end)
     return end
 
@@ -108,22 +112,35 @@ def _left(
     """Return I/f and, as wanted, its derivatives' -dI/da / f and -dI/db / f, on the left side."""
     c, n = a + 1, a + b
     x, log_x, log_rest = torch.sigmoid(y), logsigmoid(y), logsigmoid(-y)
-    t, w = nodes(rule, y)
     end = _end(c.detach(), b.detach(), y.detach(), rule.drop)
+    t, w = nodes(rule, y)
     v, lift, bend, growth = path(y, end, t)
     weight = torch.exp(-c * lift - b * bend)
     total = integrate(w[:1], weight)[0] * end
+    ahead, behind = _digamma_steps(a, b, rule is ROUGH)
     shift = x * n / a
     ratio = 1 / a + shift * total
     results = [ratio]
     if want[0]:
-        centre = log_x + digamma_difference(c, b, rule is ROUGH)
+        centre = log_x + ahead
         part = integrate(w[:1], weight * lift)[0] * end - centre * total
         results.append(shift * part - (centre - 1 / n) / a)
     if want[1]:
         part = integrate(w[:1], weight * growth * (bend - log_rest))[0] * end
-        results.append(part - digamma_difference(b, a, rule is ROUGH) * ratio)
+        results.append(part - behind * ratio)
     return tuple(results)
+
+
+def _digamma_steps(a: Tensor, b: Tensor, quick: bool) -> tuple[Tensor, Tensor]:
+    r"""Return :math:`\psi(a + 1 + b) - \psi(a + 1)` and :math:`\psi(a + b) - \psi(b)`."""
+    if not quick:
+        return digamma_difference(a + 1, b), digamma_difference(b, a)
+    dtype, a, b = a.dtype, a.double(), b.double()
+    n = a + b
+    rest_a, rest_b, rest_n = surfaces.digamma_rest(torch.stack((a, b, n))).unbind(0)
+    ahead = torch.log1p(b / (1 + a)) + (rest_n - rest_a)
+    behind = torch.log1p(a / (1 + b)) + (rest_n - rest_b) + a / (b * n)
+    return ahead.to(dtype), behind.to(dtype)
 
 
 def path(y: Tensor, end: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -139,7 +156,7 @@ def path(y: Tensor, end: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Ten
     arg = edge * fall
     log = torch.log1p(arg)
     keep = high.to(y.dtype)
-    growth = (1 + arg) / torch.where(high, 1.0, (1 + fall).clamp_min(1e-17))
+    growth = (1 + arg) * torch.exp((v * (1 - keep)).clamp_max(39.0))
     return v, torch.addcmul(log, 1 - keep, v), torch.addcmul(log, keep, v, value=-1), growth
 
 
@@ -330,11 +347,19 @@ def logit_beta_slopes(a: Tensor, b: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     dtype = result_dtype(a, b, y)
     rule = slope_rule(dtype)
 
-    def piece(a: Tensor, b: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        _, per_a, per_b, _ = _near(a.double(), b.double(), y.double(), rule)
+    def piece(*at: Tensor) -> tuple[Tensor, Tensor]:
+        narrow = rule is ROUGH and _small(*at)
+        _, per_a, per_b, _ = _near(*(t.float() if narrow else t.double() for t in at), rule)
         return per_a.to(dtype), per_b.to(dtype)
 
     return in_chunks(piece, rule, *torch.broadcast_tensors(a, b, y))
+
+
+def _small(a: Tensor, b: Tensor, y: Tensor) -> bool:
+    """Whether float32 keeps 1e-5 of the slopes, as far as one can look."""
+    if not can_look() or not y.numel():
+        return False
+    return max(a.amax().item(), b.amax().item()) < 300.0 and y.abs().amax().item() < 60.0
 
 
 def slope_rule(dtype: torch.dtype) -> Rule:
@@ -347,18 +372,24 @@ def logit_beta_slope(a: Tensor, b: Tensor, y: Tensor) -> Tensor:
     return logit_beta_slopes(a, b, y)[0]
 
 
+def attach_logit_beta(y: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the draw y = logit x with its implicit gradient, as often as wanted; float64."""
+    rule = slope_rule(dtype)
+
+    def partials(needed: tuple[bool, ...], y: Tensor, a: Tensor, b: Tensor, draw: Tensor) -> tuple:
+        recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (y, a, b))
+        exact = MEDIUM if recorded else rule
+        return *_near(a, b, y, exact, (needed[0], needed[1]))[1:3], None
+
+    return known(lambda a, b, y: y.clone(), partials, a, b, y, rules=(None, rule))
+
+
 def sample_logit_beta(a: Tensor, b: Tensor) -> Tensor:
     r"""Draw :math:`y = \mathrm{logit}\,x`, x ~ Beta(a, b), with its implicit gradient; float64.
 
     The difference of two log-Gammas: no concentration piles the draws up at 1/2, 0 or 1.
     """
     dtype = result_dtype(a, b)
-    rule = slope_rule(dtype)
-
-    def value(a: Tensor, b: Tensor) -> Tensor:
-        return draw_log_gamma(a.to(dtype)) - draw_log_gamma(b.to(dtype))
-
-    def partials(needed: tuple[bool, ...], y: Tensor, a: Tensor, b: Tensor) -> tuple:
-        return _near(a, b, y, rule, (needed[0], needed[1]))[1:3]
-
-    return known(value, partials, a, b, rules=(None, rule))
+    a, b = torch.broadcast_tensors(a, b)
+    parts = draw_log_gamma(torch.stack((a.detach(), b.detach())).to(dtype)).double()
+    return attach_logit_beta(parts[0] - parts[1], a, b, dtype)

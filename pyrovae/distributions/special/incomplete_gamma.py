@@ -24,6 +24,8 @@ import math
 import torch
 from torch import Tensor
 
+from pyrovae.distributions.fused import can_look
+from pyrovae.distributions.special import surfaces
 from pyrovae.distributions.special.quadrature import (
     FINE,
     MEDIUM,
@@ -42,6 +44,7 @@ from pyrovae.distributions.special.stirling import (
 )
 
 __all__ = [
+    "attach_log_gamma",
     "draw_log_gamma",
     "gammainc",
     "gammaincc",
@@ -258,12 +261,79 @@ def log_gamma_slope(a: Tensor, y: Tensor) -> Tensor:
     Relative error below 1e-6 in float32 and 1e-11 in float64, for a in [1e-3, 1e6].
     """
     dtype = result_dtype(a, y)
-    rule = slope_rule(dtype)
 
     def piece(a: Tensor, y: Tensor) -> tuple[Tensor]:
-        return (_tail(a.double(), y.double(), rule)[1].to(dtype),)
+        if dtype == torch.float32:
+            return (surfaces.gamma_slope(a.float(), y.float()),)
+        return (_tail(a.double(), y.double(), CLOSE)[1],)
 
-    return in_chunks(piece, rule, *torch.broadcast_tensors(a, y))[0]
+    return in_chunks(
+        piece, None if dtype == torch.float32 else CLOSE, *torch.broadcast_tensors(a, y)
+    )[0]
+
+
+def _slope(a: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return dy/da for a gradient in this dtype, in float64, differentiable if a or y is."""
+    if dtype == torch.float64 or (
+        torch.is_grad_enabled() and (a.requires_grad or y.requires_grad)
+    ):
+        return _tail(a, y, CLOSE)[1]
+    return surfaces.gamma_slope(a.float(), y.float()).double()
+
+
+def draw_log_gamma(a: Tensor) -> Tensor:
+    r"""Draw log z, z ~ Gamma(a, 1), in the dtype of a.
+
+    For a < 1: :math:`\log G(a) = \log G(a + 1) - E/a` with a standard exponential E, so that no
+    draw underflows (at a = 1e-3 the median of z is 1e-301).
+    """
+    with torch.no_grad():
+        shift = (a < 1).to(a.dtype)
+        shifted = a + shift
+        if a.is_cpu and a.numel() and can_look() and not torch.jit.is_tracing():
+            flat = shifted.reshape(-1)
+            draw = in_chunks(lambda a: (_marsaglia_tsang(a),), None, flat)[0].view(a.shape)
+            if not shift.any():  # of a < 1
+                return draw
+        else:
+            draw = torch._standard_gamma(shifted).log()
+        uniform = torch.rand(a.shape, dtype=torch.float64, device=a.device)
+        boost = uniform.neg_().log1p_().to(a.dtype)
+        return torch.addcdiv(draw, boost * shift, a)
+
+
+def _marsaglia_tsang(a: Tensor) -> Tensor:
+    r"""Draw log z, z ~ Gamma(a, 1), a >= 1, all at once; torch draws one after the other.
+
+    With :math:`d = a - 1/3`, n standard normal and :math:`t = n/(3\sqrt d)`, :math:`d(1 + t)^3`
+    is kept where :math:`\log u < 3d(\log(1 + t) - t + t^2/2 - t^3/3)`; the few others are drawn
+    by torch. Source: Marsaglia and Tsang (2000), A simple method for generating gamma variables.
+    """
+    d = a - 1 / 3
+    t = torch.randn_like(a).div_(d.sqrt().mul_(3))
+    log = t.log1p()  # NaN below -1, which no comparison keeps
+    bound = t.div(-3).add_(0.5).mul_(t).sub_(1).mul_(t).add_(log).mul_(d).mul_(3)
+    kept = torch.rand_like(a).log_() < bound
+    draw = log.mul_(3).add_(d.log_())
+    if not kept.all():
+        again = kept.logical_not_().nonzero(as_tuple=True)
+        draw[again] = torch._standard_gamma(a[again]).log()
+    return draw
+
+
+def attach_log_gamma(y: Tensor, a: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return y = log z, z ~ Gamma(a, 1), with its implicit gradient, as often as wanted; float64.
+
+    Args:
+        y: the draw, without a gradient.
+        a: concentration.
+        dtype: whose accuracy the first derivative must have.
+    """
+
+    def partials(needed: tuple[bool, ...], y: Tensor, a: Tensor, draw: Tensor) -> tuple:
+        return _slope(a, y, dtype), None
+
+    return known(lambda a, y: y.clone(), partials, a, y, rules=(None, slope_rule(dtype)))
 
 
 def slope_rule(dtype: torch.dtype) -> Rule:
@@ -271,26 +341,9 @@ def slope_rule(dtype: torch.dtype) -> Rule:
     return CLOSE if dtype == torch.float64 else QUICK
 
 
-def draw_log_gamma(a: Tensor) -> Tensor:
-    """Draw log z, z ~ Gamma(a, 1), drawn in the dtype of a and returned in float64."""
-    small = a < 1
-    draw = torch._standard_gamma(a + small.to(a.dtype)).double().log()
-    boost = torch.empty_like(a).exponential_() / a
-    return draw - torch.where(small, boost, 0.0)
-
-
 def sample_log_gamma(a: Tensor) -> Tensor:
     r"""Draw :math:`y = \log z`, z ~ Gamma(a, 1), with its implicit gradient; returns float64.
 
-    For a < 1: :math:`\log G(a) = \log G(a + 1) - E/a` with a standard exponential E, so that no
-    draw underflows (at a = 1e-3 the median of z is 1e-301). Differentiable twice.
+    No draw underflows, however small a. Differentiable twice.
     """
-    rule, dtype = slope_rule(a.dtype), a.dtype
-
-    def value(a: Tensor) -> Tensor:
-        return draw_log_gamma(a.to(dtype))
-
-    def partials(needed: tuple[bool, ...], y: Tensor, a: Tensor) -> tuple:
-        return (_tail(a, y, rule)[1],)
-
-    return known(value, partials, a, rules=(None, rule))
+    return attach_log_gamma(draw_log_gamma(a.detach()).double(), a, a.dtype)

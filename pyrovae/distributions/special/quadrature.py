@@ -29,6 +29,8 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from pyrovae.distributions.fused import with_slopes
+
 __all__ = [
     "FINE",
     "MEDIUM",
@@ -212,4 +214,26 @@ def known(
         rules: the rules of integration that value and partials use, to size the pieces by.
         dtype: of the result.
     """
-    return _Known.apply(value, partials, rules, dtype, *torch.broadcast_tensors(*inputs))
+    inputs = torch.broadcast_tensors(*inputs)
+    if torch.compiler.is_compiling():  # which does not know autograd Functions of functions
+        return _in_graph(value, partials, dtype, inputs)
+    return _Known.apply(value, partials, rules, dtype, *inputs)
+
+
+def _in_graph(
+    value: Callable[..., Tensor],
+    partials: Partials,
+    dtype: torch.dtype,
+    inputs: tuple[Tensor, ...],
+) -> Tensor:
+    """Return the value with its first derivatives."""
+    needed = tuple(x.requires_grad for x in inputs)
+    with torch.no_grad():
+        wide = tuple(x.detach().double() for x in inputs)
+        out = value(*wide).to(dtype)
+        slopes = partials(needed, out.double(), *wide) if any(needed) else (None,) * len(inputs)
+        slopes = tuple(
+            _narrow(s, dtype) if n and s is not None else None
+            for n, s in zip(needed, slopes, strict=True)
+        )
+    return with_slopes(out, inputs, slopes)

@@ -14,7 +14,8 @@ of them is lost. Written with :math:`\delta` the large parts meet on paper and o
 is left of them, which has a series where x is small. Source of the technique: C. Loader (2000),
 "Fast and accurate computation of binomial probabilities".
 
-Everything here takes float64 (callers convert) and is differentiable any number of times.
+Everything here but `log_gamma_ratio` takes float64 (callers convert) and is differentiable any
+number of times.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ __all__ = [
     "half_step_slope",
     "lbeta",
     "lgamma_difference",
+    "log_gamma_ratio",
     "log1p_minus",
     "log1p_minus_ratio",
     "log_ratio_minus",
@@ -145,6 +147,16 @@ def lgamma_difference(a: Tensor, b: Tensor) -> Tensor:
     for k in range(int(_LARGE)):
         near = near + torch.log1p(b / (low + k))
     return far - torch.where(small, near, 0.0)
+
+
+def log_gamma_ratio(a: Tensor, b: Tensor | float) -> Tensor:
+    r"""Return :math:`\log\Gamma(a + b) - \log\Gamma(a)` in the dtype of a, any of the two.
+
+    >>> log_gamma_ratio(torch.tensor(1e6), 1.0)
+    tensor(13.8155)
+    """
+    b = torch.as_tensor(b, dtype=torch.float64, device=a.device)
+    return lgamma_difference(*torch.broadcast_tensors(a.double(), b)).to(a.dtype)
 
 
 def _step(coefficients: tuple[float, ...], even: int, s: Tensor, b: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch import distributions as td
 from torch.distributions.kl import register_kl
 
+from pyrovae.distributions.base import can_look
 from pyrovae.distributions.composition import (
     Beta,
     Chi2,
@@ -39,6 +40,7 @@ from pyrovae.distributions.composition import (
     LogNormal,
     StudentT,
 )
+from pyrovae.distributions.special.quadrature import known
 from pyrovae.distributions.special.stirling import log_ratio_minus, stirling_slope
 
 __all__ = ["bregman_remainder", "kl_beta", "kl_dirichlet", "kl_gamma"]
@@ -57,15 +59,32 @@ def bregman_remainder(q: Tensor, p: Tensor) -> Tensor:
 
     Of the series of g each term has :math:`t^2` for a factor, t = (q - p)/p. Small arguments are
     raised by twelve first: each step of the recurrence adds :math:`\phi(1 + (q - p)/(p + j))`.
+    Its derivatives are :math:`g'(q) - g'(p)` and :math:`-(q - p)\,g''(p)`.
     """
+
+    def partials(needed: tuple[bool, ...], out: Tensor, q: Tensor, p: Tensor) -> tuple:
+        per_q = _slope(q) - _slope(p) if needed[0] else None
+        per_p = (p - q) * (torch.polygamma(1, p) - 1 / p) if needed[1] else None
+        return per_q, per_p
+
+    return known(_bregman_remainder, partials, q, p)
+
+
+def _slope(a: Tensor) -> Tensor:
+    """Return g'(a), digamma less log."""
+    return stirling_slope(a) - 0.5 / a
+
+
+def _bregman_remainder(q: Tensor, p: Tensor) -> Tensor:
     small = torch.minimum(p, q) < _STEPS
     step = q - p
     raised = torch.where(small, _STEPS, 0.0)
     high, low = p + raised, q + raised
     large = _large_remainder(low, high, step / high)
-    steps = torch.zeros_like(large)
-    for j in range(_STEPS):
-        steps = steps + _phi(torch.log((q + j) / (p + j)), step / (p + j))
+    if can_look() and not bool(small.any()):
+        return large.clamp_min(0.0)
+    j = torch.arange(_STEPS, dtype=p.dtype, device=p.device).reshape(-1, *[1] * p.dim())
+    steps = _phi(torch.log((q + j) / (p + j)), step / (p + j)).sum(0)
     # a log a - a of the raised arguments belongs to g now, that of the given ones does not
     above = low * _phi_inverse(step / high, high, low)
     below = q * _phi_inverse(step / p, p, q)

@@ -92,13 +92,13 @@ def test_no_file_holds_the_path_of_one_machine():
 
 
 def test_uniform_noise_is_drawn_in_one_helper():
-    """A uniform of exactly 0 has an infinite logit: `base` alone draws, in the open interval."""
+    """A uniform of exactly 0 has an infinite logit: `noise` alone draws, in the open interval."""
     draws = re.compile(r"\btorch\.rand(?:_like)?\(|\.uniform_\(|\bnp\.random\b")
     folder = PACKAGE / "distributions"
     found = [
         f"{path.name}:{number}: {line.strip()}"
         for path in sorted(folder.rglob("*.py"))
-        if path.name != "base.py"
+        if path.name != "noise.py"
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
         if draws.search(line)
     ]

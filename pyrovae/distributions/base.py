@@ -45,6 +45,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 from torch.distributions.transforms import Transform
 
+from pyrovae.distributions import noise
 from pyrovae.distributions.fused import can_look
 
 __all__ = ["EMPTY", "Composition", "Reparameterized", "all_within", "can_look"]
@@ -281,19 +282,16 @@ class Reparameterized(TorchDistribution):
         return torch.full(self.batch_shape, value, dtype=like.dtype, device=like.device)
 
     def _uniform(self, shape: Size) -> Tensor:
-        """Draw uniforms in the open interval (0, 1); a zero stands for the middle of its cell."""
-        like = self._like()
-        eps = torch.finfo(like.dtype).eps
-        return torch.rand(shape, dtype=like.dtype, device=like.device).clamp(eps / 4, 1 - eps / 2)
+        """Draw uniforms in the open interval (0, 1)."""
+        return noise.uniform(shape, self._like())
 
     def _wide_uniform(self, shape: Size) -> Tensor:
         """Draw uniforms in (0, 1) in float64: 53 bits, which reach far into both tails."""
-        draw = torch.rand(shape, dtype=torch.float64, device=self._like().device)
-        return draw.clamp_min_(2.0**-54)
+        return noise.wide_uniform(shape, self._like())
 
     def _exponential(self, shape: Size) -> Tensor:
-        """Draw standard exponentials, never zero; `exponential_` takes three times as long."""
-        return self._wide_uniform(shape).neg_().log1p_().neg_().to(self._like().dtype)
+        """Draw standard exponentials, never zero."""
+        return noise.exponential(shape, self._like())
 
     def _normal(self, shape: Size) -> Tensor:
         """Draw standard normals."""
@@ -302,7 +300,7 @@ class Reparameterized(TorchDistribution):
 
     def _either_sign(self, x: Tensor) -> Tensor:
         """Return x >= 0 with a random sign, each with probability one half."""
-        return torch.copysign(x, torch.rand_like(x) - 0.5)
+        return torch.copysign(x, noise.uniform(x.shape, x) - 0.5)
 
     @staticmethod
     def _as_pyro(d: Distribution) -> Any:

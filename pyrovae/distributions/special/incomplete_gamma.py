@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.distributions.fused import can_look
+from pyrovae.distributions.noise import exponential, uniform
 from pyrovae.distributions.special import surfaces
 from pyrovae.distributions.special.quadrature import (
     FINE,
@@ -297,9 +298,7 @@ def draw_log_gamma(a: Tensor) -> Tensor:
                 return draw
         else:
             draw = torch._standard_gamma(shifted).log()
-        uniform = torch.rand(a.shape, dtype=torch.float64, device=a.device)
-        boost = uniform.neg_().log1p_().to(a.dtype)
-        return torch.addcdiv(draw, boost * shift, a)
+        return torch.addcdiv(draw, exponential(a.shape, a) * -shift, a)
 
 
 def _marsaglia_tsang(a: Tensor) -> Tensor:
@@ -313,7 +312,7 @@ def _marsaglia_tsang(a: Tensor) -> Tensor:
     t = torch.randn_like(a).div_(d.sqrt().mul_(3))
     log = t.log1p()  # NaN below -1, which no comparison keeps
     bound = t.div(-3).add_(0.5).mul_(t).sub_(1).mul_(t).add_(log).mul_(d).mul_(3)
-    kept = torch.rand_like(a).log_() < bound
+    kept = uniform(a.shape, a).log_() < bound
     draw = log.mul_(3).add_(d.log_())
     if not kept.all():
         again = kept.logical_not_().nonzero(as_tuple=True)

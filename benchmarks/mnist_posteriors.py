@@ -40,6 +40,7 @@ PUBLISHED = {  # D -> test -ELBO
     "VonMises": {2: 150.8, 10: 111.4, 20: 114.2},
 }
 FURTHER = ("Laplace", "Logistic", "StudentT", "Weibull", "Dirichlet", "VonMisesFisher", "Mixture")
+HEAVIER = ("Laplace", "Logistic", "StudentT")  # tails than Normal's
 FOLDER = Path("runs/mnist-posteriors")
 
 
@@ -201,6 +202,25 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def answer() -> str:
+    """Return in words whether heavier tails gave a better k-hat, from the rows."""
+    found = {(row["posterior"], row["dim"], row["seed"]): row["khat_median"] for row in rows()}
+    gains = {
+        name: mean(k - found["Normal", d, s] for (n, d, s), k in found.items() if n == name)
+        for name in HEAVIER
+        if any(n == name for n, _, _ in found)
+    }
+    if not gains:
+        return ""
+    better = [name for name, gain in gains.items() if gain < -0.02]
+    listed = ", ".join(f"{name} {gain:+.2f}" for name, gain in gains.items())
+    verdict = f"better for {' and '.join(better)}" if better else "not better for any of them"
+    return (
+        f"Do heavier tails than Normal's give a better k-hat? Median k-hat less that of the "
+        f"Normal posterior of the same D and seed: {listed}; {verdict}."
+    )
+
+
 def _spread(values: list[float]) -> str:
     return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
@@ -237,7 +257,8 @@ def main() -> None:
             f"{row['training_seconds']:.0f} s",
             flush=True,
         )
-    (RESULTS / "mnist_posteriors.md").write_text(table() + "\n", encoding="utf-8")
+    text = f"{table()}\n\n{answer()}\n"
+    (RESULTS / "mnist_posteriors.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

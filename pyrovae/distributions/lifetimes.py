@@ -312,8 +312,12 @@ class Pareto(Hazard, dist.Pareto):
 
     def _draw(self, e: Tensor) -> tuple[Tensor, Tensor]:
         room = torch.log1p(self.scale.detach()) + torch.log1p(1 / self.scale.detach())
-        ratio, held = exp_within(e / self.alpha + room, self.alpha)
-        ratio = ratio * torch.exp(-room)  # z / m, with room for m and for the slope in m
+        y = e / self.alpha
+        ratio, held = exp_within(y + room, self.alpha)
+        if held is None:
+            return torch.maximum(self.scale * y.exp(), self.scale), None
+        end = ratio * torch.exp(-room)  # z / m, with room for m and for the slope in m
+        ratio = torch.where(held, end, torch.where(held, 0.0, y).exp())
         return torch.maximum(self.scale * ratio, self.scale), held
 
     @staticmethod

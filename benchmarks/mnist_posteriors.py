@@ -3,8 +3,9 @@
 The experiment of Figurnov, Mohamed & Mnih (2018, arXiv:1805.08498, table 4) in the size in which
 the `irt` package of implicit reparameterization publishes it: dynamically binarized MNIST,
 784-256-128, 30 epochs, three seeds, D = 2, 10, 20 latents, four posteriors. Its test -ELBO is the
-bar. Further posteriors follow at D = 10. As there, the KL is warmed up; without that a VonMises
-VAE collapses (D = 10: all units but three, -ELBO 126), and Normal loses 3 nats at D = 20.
+bar. Further posteriors follow at D = 10. As there, the KL is warmed up; without that VonMises at
+D = 10 ended at a test -ELBO of 126.3 and Normal at D = 20 at 106.0 (one seed each), against 104.5
+and 96.6 with it.
 
 Each trained pair is judged on one binarization of the test digits: -ELBO on all 10,000, log p(x)
 with K = 1,000 on the first 1,000, with the difference to the Normal posterior of the same D and

@@ -24,10 +24,10 @@ graph or `torch.vmap` where no value may be looked at, their log-density is minu
 A family that torch or Pyro has too inherits from both, `class Normal(LocationScale, dist.Normal)`:
 it is then theirs for `isinstance` and `kl_divergence`, with our numerics.
 
-Noise comes from a few helpers only. Uniforms lie in the **open** interval (0, 1): torch's can be
-0, which would make a quantile infinite once in 2^24 draws. Exponentials are at least the smallest
-normal number; they keep both tails of what is built from them in float32, which a uniform (a
-multiple of 2^-24) does not.
+Noise comes from :mod:`~pyrovae.distributions.noise` only. Uniforms lie in the **open** interval
+(0, 1): torch's can be 0, which would make a quantile infinite once in 2^24 draws. Exponentials
+come from uniforms of 53 bits, at least 2^-54; they keep both tails of what is built from them in
+float32, which a float32 uniform (a multiple of 2^-24) does not.
 """
 
 from __future__ import annotations
@@ -275,11 +275,6 @@ class Reparameterized(TorchDistribution):
     def _like(self) -> Tensor:
         """Return a parameter: the noise takes its dtype and device."""
         return getattr(self, self._names[0])
-
-    def _full(self, value: float) -> Tensor:
-        """Return the number `value` for each element of the batch."""
-        like = self._like()
-        return torch.full(self.batch_shape, value, dtype=like.dtype, device=like.device)
 
     def _uniform(self, shape: Size) -> Tensor:
         """Draw uniforms in the open interval (0, 1)."""

@@ -11,9 +11,13 @@ r"""Differentiable special functions that torch lacks; imports torch only.
   `student_slope`;
 * Stirling remainders and differences: `stirling`, `lgamma_difference`, `lbeta`, ... (float64).
 
-All are elementwise and broadcast, have derivatives of first and second order in every argument,
-run a fixed number of steps without looking at values, on any device with float64; float32
-arguments are computed in float64 and rounded once.
+All are elementwise and broadcast, have derivatives of first and second order in every argument
+and run a fixed number of steps, on any device with float64. Only draws look at values, to repeat
+what was rejected, and not inside a graph. Float32 arguments are computed in float64 and rounded
+once, but for slopes and densities that :mod:`.surfaces` fits in float32.
+
+Modules with names of their own: `bessel` and `von_mises` (ratios of Bessel functions, the cdf on
+the circle and its slope), `polar` (the polar angle on spheres of any dimension), `quadrature`.
 """
 
 from pyrovae.distributions.special.incomplete_beta import (

@@ -39,7 +39,7 @@ from pyrovae.traces import (
     with_data_scale,
 )
 
-__all__ = ["Joint", "NotFinite", "StepRecord", "VariationalEM", "adam"]
+__all__ = ["Joint", "NotFinite", "OptimizerFactory", "StepRecord", "VariationalEM", "adam"]
 
 AnyProgram = Callable[..., Any]
 OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]

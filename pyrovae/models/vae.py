@@ -30,20 +30,20 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
 from pyrovae import distributions
-from pyrovae.distributions import (
-    Normal,
-    default_prior,
-    map_tensors,
-    posterior_domains,
-    posterior_fixed,
-    prior_by_name,
-    spelled,
+from pyrovae.distributions import Normal, map_tensors, prior_by_name
+from pyrovae.models.latents import (
+    as_distribution,
+    centre,
+    family_of,
+    fit_prior,
+    latent_config,
+    posterior_head,
+    prior_of,
 )
 from pyrovae.models.likelihoods import likelihood_head
-from pyrovae.nn import MLP, Head, OnCircle, as_shape, is_circle
+from pyrovae.nn import MLP, OnCircle, as_shape, is_circle
 
 __all__ = ["VAE"]
 
@@ -127,7 +127,7 @@ class VAE(nn.Module):
             )
         self.likelihood = likelihood
         self.likelihood_args = dict(likelihood_args or {})
-        family, fixed = _family(posterior)
+        family, fixed = family_of("VAE", posterior)
         self.posterior = family
         widths = as_shape(hidden)
         if isinstance(prior, str):
@@ -135,16 +135,7 @@ class VAE(nn.Module):
         if encoder is None:
             scale = 1.0 / self.likelihood_args.get("total_count", 1)
             net = MLP(self.data_shape, widths, activation=activation, init=init, input_scale=scale)
-            domains = posterior_domains(family, prior)
-            domains = {k: v for k, v in domains.items() if k not in fixed}
-            head = Head(
-                net.out_features,
-                family,
-                self.latent_shape,
-                fixed=_in_shape(family, fixed, self.latent_shape),
-                constraints=domains,
-                init=init,
-            )
+            head = posterior_head(net.out_features, family, fixed, self.latent_shape, prior, init)
             encoder = nn.Sequential(net, head)
         if decoder is None:
             *lead, last = self.latent_shape
@@ -165,14 +156,7 @@ class VAE(nn.Module):
             )
         self.encoder = encoder
         self.decoder = decoder
-        if isinstance(prior, nn.Module):
-            self.prior_net: nn.Module | None = prior
-            self._prior = None
-        else:
-            self.prior_net = None
-            if prior is None:
-                prior = default_prior(partial(family, **fixed), self.latent_shape)
-            self._prior = _fit_prior(prior, self.latent_shape)
+        self.prior_net, self._prior = prior_of("VAE", prior, family, fixed, self.latent_shape)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> VAE:
@@ -215,16 +199,16 @@ class VAE(nn.Module):
     def prior(self) -> Any:
         """Return p(z), event shape `latent`."""
         if self.prior_net is not None:
-            return _fit_prior(self.prior_net(), self.latent_shape, trained=True)
+            return fit_prior("VAE", self.prior_net(), self.latent_shape, trained=True)
         return self._prior
 
     def encode(self, x: Tensor) -> Any:
         """Return q(z | x) for data `[..., *data_shape]`."""
-        return _as_distribution("encoder", self.encoder(x), self.latent_shape)
+        return as_distribution("VAE", "encoder", self.encoder(x), self.latent_shape)
 
     def decode(self, z: Tensor) -> Any:
         """Return p(x | z) for latents `[..., *latent]`, any number of leading dimensions."""
-        return _as_distribution("decoder", self.decoder(z), self.data_shape)
+        return as_distribution("VAE", "decoder", self.decoder(z), self.data_shape)
 
     # -- what is asked of a trained one -----------------------------------------------------------
 
@@ -241,7 +225,7 @@ class VAE(nn.Module):
         outside of the support (unit vectors); a draw where neither does.
         """
         self._check(x)
-        return self.decode(_centre(self.encode(x))).mean
+        return self.decode(centre(self.encode(x))).mean
 
     # -- checks -----------------------------------------------------------------------------------
 
@@ -299,120 +283,17 @@ def _config(
     init: str,
 ) -> dict[str, Any] | None:
     """Return the arguments of a VAE as JSON, or None where one has no name there."""
-    if not (prior is None or isinstance(prior, str)):
-        prior = spelled(prior)
-        if prior is None:
-            return None
-    family, fixed = _family(posterior)
-    name, act = family.__name__, getattr(activation, "__name__", "")
-    plain = [*fixed.values(), *(likelihood_args or {}).values()]
-    known = getattr(distributions, name, None) is family and getattr(nn, act, None) is activation
-    if not known or not all(isinstance(v, (bool, int, float, str)) for v in plain):
+    of_latent, act = latent_config("VAE", posterior, prior), getattr(activation, "__name__", "")
+    plain = all(isinstance(v, (bool, int, float, str)) for v in (likelihood_args or {}).values())
+    if of_latent is None or getattr(nn, act, None) is not activation or not plain:
         return None
     return {
         "data_shape": list(as_shape(data_shape)),
         "latent": list(as_shape(latent)),
         "hidden": list(as_shape(hidden)),
         "likelihood": likelihood,
-        "posterior": name,
-        "posterior_args": fixed,
-        "prior": prior,
+        **of_latent,
         "activation": act,
         "likelihood_args": dict(likelihood_args or {}),
         "init": init,
     }
-
-
-def _family(posterior: Any) -> tuple[type, dict[str, Any]]:
-    """Split a class, a name, or a partial of one, into the class and its fixed parameters."""
-    fixed: dict[str, Any] = {}
-    if isinstance(posterior, str):
-        posterior, fixed = distributions.parse(posterior)
-    if isinstance(posterior, partial):
-        if posterior.args:
-            raise ValueError(
-                "VAE: fix the posterior's parameters by name, partial(StudentT, df=5.0)"
-            )
-        posterior, fixed = posterior.func, dict(posterior.keywords)
-    if not isinstance(posterior, type):
-        raise ValueError(
-            f"VAE: posterior must be a distribution class such as pyrovae.distributions.Laplace, "
-            f"or the name of one, got {posterior!r}"
-        )
-    return posterior, {**posterior_fixed(posterior), **fixed}
-
-
-def _in_shape(family: type, fixed: dict[str, Any], latent: tuple[int, ...]) -> dict[str, Any]:
-    """Give fixed numbers of vector and matrix parameters their shape."""
-    domains = getattr(family, "arg_constraints", {})
-    zero = torch.zeros(latent)
-    return {
-        name: distributions.spelling.full(family, name, value, zero)
-        if isinstance(value, (int, float)) and getattr(domains.get(name), "event_dim", 0)
-        else value
-        for name, value in fixed.items()
-    }
-
-
-def _fit_prior(prior: Any, latent: tuple[int, ...], *, trained: bool = False) -> Any:
-    """Return the prior with event shape `latent` and empty batch shape, or say why it has not."""
-    if not isinstance(prior, Distribution):
-        raise ValueError(
-            "VAE: prior must be a distribution, the name of one, or a module that returns one, "
-            f"got {prior!r}"
-        )
-    batch, event = tuple(prior.batch_shape), tuple(prior.event_shape)
-    if not trained and _requires_grad(prior):
-        raise ValueError(
-            "VAE: this prior has parameters that require a gradient, which only a registered "
-            "module can train; give prior=module whose forward() returns the distribution"
-        )
-    if not batch and event == latent:
-        return prior
-    n = len(latent) - len(event)
-    fits = n > 0 and event == latent[n:] and len(batch) <= n
-    if fits and all(b in (1, k) for b, k in zip(batch[::-1], latent[:n][::-1], strict=False)):
-        return prior.expand(latent[:n]).to_event(n)
-    raise ValueError(
-        f'VAE, site "z": the prior has batch shape {batch} and event shape {event}, one latent '
-        f"has shape {latent}; build it with event shape {latent}, for example "
-        f"Normal(torch.zeros({latent}), 1.0).to_event({len(latent)})"
-    )
-
-
-def _requires_grad(prior: Any) -> bool:
-    found: list[bool] = []
-
-    def look(t: Tensor) -> Tensor:
-        found.append(t.requires_grad)
-        return t
-
-    map_tensors(prior, look)
-    return any(found)
-
-
-def _as_distribution(name: str, d: Any, shape: tuple[int, ...]) -> Any:
-    """Return d if it is a distribution whose event is one whole latent or datum."""
-    if not isinstance(d, Distribution):
-        raise ValueError(
-            f"VAE: the {name} returned {type(d).__name__}, not a distribution; end it with "
-            "pyrovae.nn.Head(features, distribution, event_shape)"
-        )
-    if tuple(d.event_shape) != shape:
-        raise ValueError(
-            f"VAE: the {name} returned a distribution of batch shape {tuple(d.batch_shape)} and "
-            f"event shape {tuple(d.event_shape)}, expected event shape {shape}; call "
-            f".to_event({len(shape)}) on it, or change data_shape or latent"
-        )
-    return d
-
-
-def _centre(posterior: Any) -> Tensor:
-    for name in ("mean", "mode"):
-        try:
-            value = getattr(posterior, name)
-        except (NotImplementedError, AttributeError):
-            continue
-        if bool(value.isfinite().all()) and bool(posterior.support.check(value).all()):
-            return value
-    return posterior.sample()

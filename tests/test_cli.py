@@ -106,6 +106,7 @@ def test_unknown_names_come_with_the_nearest_known_one(arguments, nearest, tmp_p
         (["train", "--device", "gpu"], "cpu, cuda"),
         (["train", "--data", "faces.npy"], "no file faces.npy"),
         (["train", "--likelihood", "bernoulli"], "--binarize dynamic"),
+        (["train", "--likelihood", "made"], "--binarize dynamic"),
         (["train", "--likelihood", "normal_fixed"], "needs its scale"),
         (["train", "--likelihood", "normal:3"], "takes no argument"),
         (["compare", "--posteriors", "Normal,normal"], "different names"),

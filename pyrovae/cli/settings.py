@@ -32,7 +32,13 @@ FILE = "train.json"
 _EPOCHS = {"digits": 400}
 _LATENT = {"digits": 10, "mnist": 50}
 _RATE = {"digits": 3e-3}
-_ARGUMENT = {"binomial": ("total_count", int), "normal_fixed": ("scale", float)}
+_ARGUMENT = {
+    "binomial": ("total_count", int),
+    "normal_fixed": ("scale", float),
+    "made": ("hidden", int),
+}
+_OWN_DEFAULT = ("made",)  # their argument may be left out
+_BINARY = ("bernoulli", "made")
 
 
 @dataclasses.dataclass
@@ -144,14 +150,14 @@ class Settings:
         hint = data.likelihood or ("bernoulli" if _is_binary(data) else "normal")
         name, _, text = (self.likelihood or hint).partition(":")
         check_choice("--likelihood", name, likelihood_names())
-        if name == "bernoulli" and not data.binarize and not _is_binary(data):
+        if name in _BINARY and not data.binarize and not _is_binary(data):
             raise ValueError(
-                f"--likelihood bernoulli: {data.name} has values other than 0 and 1. Try: "
+                f"--likelihood {name}: {data.name} has values other than 0 and 1. Try: "
                 "--binarize dynamic "
                 "(or fixed) for intensities in [0, 1], or another --likelihood."
             )
         arguments = data.likelihood_args if name == data.likelihood else {}
-        if text or (name in _ARGUMENT and not arguments):
+        if text or (name in _ARGUMENT and name not in _OWN_DEFAULT and not arguments):
             arguments = _argument(name, text)
         return name, dict(arguments)
 

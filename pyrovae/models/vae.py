@@ -222,10 +222,15 @@ class VAE(nn.Module):
         """Return the mean of p(x | z) at the centre of q(z | x), `[..., *data_shape]`.
 
         The centre is the posterior's mean; its mode where no mean exists (Cauchy) or it lies
-        outside of the support (unit vectors); a draw where neither does.
+        outside of the support (unit vectors); a draw where neither does. Where the likelihood has
+        no mean in closed form (`made`), a draw of x stands in.
         """
         self._check(x)
-        return self.decode(centre(self.encode(x))).mean
+        likelihood = self.decode(centre(self.encode(x)))
+        try:
+            return likelihood.mean
+        except NotImplementedError:
+            return likelihood.sample()
 
     # -- checks -----------------------------------------------------------------------------------
 

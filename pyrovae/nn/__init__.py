@@ -17,13 +17,18 @@ map :math:`c` sends each of them into its domain (:mod:`pyrovae.nn.maps`).
 **Leading dimensions fold.** An array `[K, B, *event]` (K particles, B data) goes through a network
 as `K * B` rows; only the trailing event dimensions are read. A network from elsewhere gets the
 same manners by :class:`Fold`.
+
+Where a datum's own entries explain each other, :class:`MADE` gives the logits of all of them, each
+from those before it and a context.
 """
 
 from pyrovae.nn.head import Head
+from pyrovae.nn.made import MADE
 from pyrovae.nn.maps import bounded_positive, is_circle, squash, unit_vector
 from pyrovae.nn.networks import MLP, Fold, OnCircle, as_shape, linear
 
 __all__ = [
+    "MADE",
     "MLP",
     "Fold",
     "Head",

@@ -137,7 +137,7 @@ def test_nothing_is_pickled(path):
 OWN_IMPORTS = {  # what a room may import besides the standard library and itself
     "bounds.py": {"torch"},
     "compile.py": {"torch"},
-    "datasets": {"torch", "numpy", "sklearn", "pooch"},
+    "datasets": {"torch", "numpy", "sklearn", "pooch", "PIL"},
     "distributions": {"torch", "pyro.distributions"},
 }
 

@@ -30,15 +30,17 @@ __all__ = ["Settings", "read_settings"]
 
 FILE = "train.json"
 _EPOCHS = {"digits": 400}
-_LATENT = {"digits": 10, "mnist": 50}
+_LATENT = {"digits": 10, "mnist": 50, "omniglot": 50}
+_GREY = ("mnist", "omniglot")  # intensities, binarized unless told otherwise
 _RATE = {"digits": 3e-3}
 _ARGUMENT = {
     "binomial": ("total_count", int),
     "normal_fixed": ("scale", float),
     "made": ("hidden", int),
+    "window": ("radius", int),
 }
-_OWN_DEFAULT = ("made",)  # their argument may be left out
-_BINARY = ("bernoulli", "made")
+_OWN_DEFAULT = ("made", "window")  # their argument may be left out
+_BINARY = ("bernoulli", "made", "window")
 
 
 @dataclasses.dataclass
@@ -114,7 +116,7 @@ class Settings:
         self.epochs = self.epochs or _EPOCHS.get(self.data, 100)
         self.particles = self.particles or (5 if self.objective == "iwae" else 1)
         if self.binarize is None:
-            self.binarize = "dynamic" if self.data == "mnist" else "none"
+            self.binarize = "dynamic" if self.data in _GREY else "none"
         if self.lr is None:
             self.lr = 0.02 if self.optimizer == "adagrad" else _RATE.get(self.data, 1e-3)
 

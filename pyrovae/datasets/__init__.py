@@ -21,11 +21,13 @@ from pyrovae.datasets.checks import check_choice, check_support, check_values
 from pyrovae.datasets.convert import as_dataset, from_file
 from pyrovae.datasets.dataset import Dataset, minibatches
 from pyrovae.datasets.named import NAMES, digits, load, mnist
+from pyrovae.datasets.omniglot import build_omniglot, omniglot
 
 __all__ = [
     "NAMES",
     "Dataset",
     "as_dataset",
+    "build_omniglot",
     "check_choice",
     "check_support",
     "check_values",
@@ -34,4 +36,5 @@ __all__ = [
     "load",
     "minibatches",
     "mnist",
+    "omniglot",
 ]

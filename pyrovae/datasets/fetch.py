@@ -1,6 +1,7 @@
 """Files of named data sets: a local copy first, then a download, both held against a checksum.
 
-The checksum is of the *uncompressed* bytes: mirrors compress the same file differently.
+The checksum of a compressed file is of its *uncompressed* bytes: mirrors compress the same file
+differently.
 """
 
 from __future__ import annotations
@@ -9,11 +10,15 @@ import gzip
 import hashlib
 import os
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-__all__ = ["cache_folder", "fetch_gzip", "read_idx"]
+__all__ = ["cache_folder", "fetch", "fetch_gzip", "local_copy", "read_idx"]
+
+T = TypeVar("T")
 
 
 def cache_folder() -> Path:
@@ -26,19 +31,40 @@ def cache_folder() -> Path:
 def fetch_gzip(relative: str, mirrors: tuple[str, ...], sha256: str) -> bytes:
     """The uncompressed bytes of `relative`, such as `"mnist/train-images-idx3-ubyte.gz"`.
 
-    Looks in the folder that the environment variable `PYROVAE_DATA` names, then among earlier
-    downloads, then at the mirrors (URLs to which the file's name is appended), in that order.
+    As :func:`fetch`, held against a checksum.
 
     Raises:
         ValueError: a local file whose uncompressed bytes are not the expected ones.
         ConnectionError: nothing local and no mirror answered; says what to do.
     """
+    return fetch(relative, mirrors, lambda path: _read(path, sha256))
+
+
+def fetch(relative: str, mirrors: tuple[str, ...], read: Callable[[Path], T]) -> T:
+    """What `read` makes of the file `relative`, such as `"mnist/train-images-idx3-ubyte.gz"`.
+
+    Looks in the folder that the environment variable `PYROVAE_DATA` names, then among earlier
+    downloads, then at the mirrors (URLs to which the file's name is appended), in that order.
+
+    Args:
+        relative: the file, below any of these folders.
+        mirrors: URLs that end where the name begins.
+        read: raises ValueError for a file that is not the expected one.
+
+    Raises:
+        ValueError: from `read`, of a local file.
+        ConnectionError: nothing local and no mirror answered; says what to do.
+    """
+    path = local_copy(relative)
+    return _download(relative, mirrors, read) if path is None else read(path)
+
+
+def local_copy(relative: str) -> Path | None:
+    """The path of `relative` in the folder `PYROVAE_DATA` or among earlier downloads, or None."""
     own = os.environ.get("PYROVAE_DATA", "")
     folders = [Path(own)] if own else []
-    for path in (folder / relative for folder in [*folders, cache_folder()]):
-        if path.is_file():
-            return _read(path, sha256)
-    return _download(relative, mirrors, sha256)
+    found = (folder / relative for folder in [*folders, cache_folder()])
+    return next((path for path in found if path.is_file()), None)
 
 
 def read_idx(raw: bytes) -> np.ndarray:
@@ -66,7 +92,7 @@ def _read(path: Path, sha256: str) -> bytes:
     return raw
 
 
-def _download(relative: str, mirrors: tuple[str, ...], sha256: str) -> bytes:
+def _download(relative: str, mirrors: tuple[str, ...], read: Callable[[Path], T]) -> T:
     """Try each mirror; a file is moved to its place in the cache only once it has been checked."""
     import pooch
 
@@ -78,9 +104,9 @@ def _download(relative: str, mirrors: tuple[str, ...], sha256: str) -> bytes:
         url = mirror + path.name
         try:
             pooch.HTTPDownloader(timeout=20)(url, str(part), None)
-            raw = _read(part, sha256)
+            content = read(part)
             part.replace(path)
-            return raw
+            return content
         except (OSError, ValueError) as error:  # requests' errors are OSErrors
             failures.append(f"{url} ({type(error).__name__})")
         finally:

@@ -1,4 +1,4 @@
-"""Named data sets: handwritten digits, embedded (8x8) and downloaded (MNIST)."""
+"""Named data sets: handwritten digits, embedded (8x8) and downloaded (MNIST); the registry."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from pyrovae.datasets.checks import check_choice
 from pyrovae.datasets.dataset import Binarize, Dataset
 from pyrovae.datasets.fetch import fetch_gzip, read_idx
+from pyrovae.datasets.omniglot import omniglot
 
 __all__ = ["NAMES", "digits", "load", "mnist"]
 
@@ -114,7 +115,9 @@ def mnist(
     )
 
 
-NAMES: Mapping[str, Callable[..., Dataset]] = MappingProxyType({"digits": digits, "mnist": mnist})
+NAMES: Mapping[str, Callable[..., Dataset]] = MappingProxyType(
+    {"digits": digits, "mnist": mnist, "omniglot": omniglot}
+)
 
 
 def load(name: str, **options: Any) -> Dataset:

@@ -2,10 +2,12 @@ r"""An autoregressive likelihood of binary data: pixels know z and all pixels be
 
 .. math:: \log p(x \mid z) = \sum_{d=1}^D \log p(x_d \mid x_1 \dots x_{d-1}, h(z)),
 
-with h the features that a decoder has made of z and the D factors the Bernoullis of one pass of
-:class:`pyrovae.nn.MADE`. It is an exact, normalized distribution of x for every z, observed at one
-site. Unlike a likelihood of independent pixels it can model x without z, and then z is of no use:
-with such a decoder posteriors collapse (Chen et al. 2017, arXiv:1611.02731).
+with h the features that a decoder has made of z and the D factors the Bernoullis of one pass of a
+network: :class:`pyrovae.nn.MADE`, which sees all pixels before d, or
+:class:`pyrovae.nn.CausalWindow`, which sees the near ones. It is an exact, normalized distribution
+of x for every z, observed at one site. Unlike a likelihood of independent pixels it can model
+much of x without z, which leaves z less to say, or nothing: a decoder with which posteriors
+collapse (Chen et al. 2017, arXiv:1611.02731).
 """
 
 from __future__ import annotations
@@ -17,16 +19,17 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 
-from pyrovae.nn import MADE
+from pyrovae.nn import MADE, CausalWindow
 
-__all__ = ["AutoregressiveBernoulli", "AutoregressiveHead"]
+__all__ = ["AutoregressiveBernoulli", "AutoregressiveHead", "made_head", "window_head"]
 
 
 class AutoregressiveBernoulli(TorchDistribution):
     r"""Binary arrays, each number a Bernoulli given those before it and a context.
 
     Args:
-        net: the network of the logits, :class:`pyrovae.nn.MADE`.
+        net: the network of the logits; called with x `[..., D]` and the context, it returns
+            `[..., D]`, and `net.sample(context)` draws x.
         context: what it is told besides, `[*batch, C]`.
         event_shape: shape of one draw; its numbers are in the order of a flattened tensor.
 
@@ -40,7 +43,7 @@ class AutoregressiveBernoulli(TorchDistribution):
 
     def __init__(
         self,
-        net: MADE,
+        net: MADE | CausalWindow,
         context: Tensor,
         event_shape: tuple[int, ...],
         *,
@@ -87,22 +90,42 @@ class AutoregressiveBernoulli(TorchDistribution):
 class AutoregressiveHead(nn.Module):
     """The last layer of a decoder: features `[..., H]` to an :class:`AutoregressiveBernoulli`."""
 
-    def __init__(
-        self,
-        features: int,
-        shape: tuple[int, ...],
-        init: str,
-        *,
-        hidden: int = 500,
-        layers: int = 1,
-        skip: bool = False,
-    ) -> None:
+    def __init__(self, net: MADE | CausalWindow, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.shape = shape
-        self.net = MADE(math.prod(shape), features, (hidden,) * layers, skip=skip, init=init)
+        self.net, self.shape = net, shape
 
     def forward(self, features: Tensor) -> AutoregressiveBernoulli:
         return AutoregressiveBernoulli(self.net, features, self.shape)
 
     def set_bias(self, name: str, value: Tensor) -> None:
         self.net.set_bias(value.flatten())
+
+
+def made_head(
+    features: int,
+    shape: tuple[int, ...],
+    init: str,
+    *,
+    hidden: int = 500,
+    layers: int = 1,
+    skip: bool = False,
+) -> AutoregressiveHead:
+    """A head whose pixels see all pixels before them."""
+    net = MADE(math.prod(shape), features, (hidden,) * layers, skip=skip, init=init)
+    return AutoregressiveHead(net, shape)
+
+
+def window_head(
+    features: int,
+    shape: tuple[int, ...],
+    init: str,
+    *,
+    radius: int = 3,
+    channels: int = 32,
+    layers: int = 1,
+    maps: int = 4,
+) -> AutoregressiveHead:
+    """A head whose pixels see their neighbours before them."""
+    return AutoregressiveHead(
+        CausalWindow(shape, features, radius, channels, layers, maps, init=init), shape
+    )

@@ -12,12 +12,13 @@ name               p(x | z)                                   likelihood_args
 `normal_learned`   N(mu(h), sigma^2 I), one sigma for all x   `scale`: where sigma starts (1)
 `normal_fixed`     N(mu(h), sigma^2 I)                        `scale`: sigma (required)
 `made`             x_d in {0, 1}: Bernoulli(l_d(x_<d, h))     `hidden` (500), `layers` (1), `skip`
+`window`           x_d in {0, 1}: Bernoulli(l_d(w_d, h))      `radius` (3), `channels` (32), ...
 ================== ========================================== =====================================
 
 `binomial` is the exact likelihood of integer pixels (the binomial coefficient is included). The
 Normal ones are densities, whose logarithm grows without bound as sigma shrinks: sigma stays within
-[4.5e-5, 2.2e4]. `made` is the only one in which pixels are not independent given z: see
-:mod:`pyrovae.models.autoregressive`.
+[4.5e-5, 2.2e4]. In `made` and `window` pixels are not independent given z: each
+depends on all pixels before it, or on the near ones (:mod:`pyrovae.models.autoregressive`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae.distributions import Bernoulli, Binomial, MultivariateNormal, Normal, Reshaped
-from pyrovae.models.autoregressive import AutoregressiveHead
+from pyrovae.models.autoregressive import made_head, window_head
 from pyrovae.nn import Head, bounded_positive
 
 __all__ = ["likelihood_head", "likelihood_names"]
@@ -102,7 +103,8 @@ _LIKELIHOODS: dict[str, Callable[..., nn.Module]] = {
     "normal_full": FullNormal,
     "normal_learned": _normal_learned,
     "normal_fixed": _normal_fixed,
-    "made": AutoregressiveHead,
+    "made": made_head,
+    "window": window_head,
 }
 
 
@@ -149,7 +151,7 @@ def likelihood_head(
                 f"data_mean has shape {tuple(mean.shape)}, one datum has {shape}; "
                 "give data.mean(0)"
             )
-        if name in ("bernoulli", "binomial", "made"):
+        if name in ("bernoulli", "binomial", "made", "window"):
             rate = (mean / args.get("total_count", 1)).clamp(0.001, 0.999)
             head.set_bias("logits", rate.logit())
         else:

@@ -19,17 +19,20 @@ as `K * B` rows; only the trailing event dimensions are read. A network from els
 same manners by :class:`Fold`.
 
 Where a datum's own entries explain each other, :class:`MADE` gives the logits of all of them, each
-from those before it and a context.
+from all before it and a context; :class:`CausalWindow`, for images, each from its neighbours
+before it and a context.
 """
 
 from pyrovae.nn.head import Head
 from pyrovae.nn.made import MADE
 from pyrovae.nn.maps import bounded_positive, is_circle, squash, unit_vector
 from pyrovae.nn.networks import MLP, Fold, OnCircle, as_shape, linear
+from pyrovae.nn.window import CausalWindow
 
 __all__ = [
     "MADE",
     "MLP",
+    "CausalWindow",
     "Fold",
     "Head",
     "OnCircle",

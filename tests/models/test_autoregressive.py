@@ -18,9 +18,18 @@ def images(shape):
     return torch.tensor(list(itertools.product([0.0, 1.0], repeat=n))).reshape(-1, *shape)
 
 
-def small(**options):
-    arguments = {"hidden": 16, "skip": True} | options
-    return VAE((2, 3), 1, hidden=8, likelihood="made", likelihood_args=arguments)
+KINDS = {
+    "made": {"hidden": 16, "skip": True},
+    "made, two layers": {"hidden": 16, "layers": 2},
+    "window": {"radius": 2, "channels": 8, "layers": 2},
+    "small window": {"radius": 1, "channels": 8, "maps": 1},
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def small(kind="made"):
+    name = "window" if "window" in kind else "made"
+    return VAE((2, 3), 1, hidden=8, likelihood=name, likelihood_args=KINDS[kind])
 
 
 def spread(module, scale=0.8):
@@ -31,9 +40,9 @@ def spread(module, scale=0.8):
     return module
 
 
-@pytest.mark.parametrize("options", [{}, {"layers": 2}, {"skip": False}])
-def test_all_images_given_z_sum_to_one(options):
-    vae = spread(small(**options))
+@every_kind
+def test_all_images_given_z_sum_to_one(kind):
+    vae = spread(small(kind))
     x = images((2, 3))
     d = vae.decode(torch.randn(5, 1, 1))
     assert d.event_shape == (2, 3)
@@ -41,9 +50,10 @@ def test_all_images_given_z_sum_to_one(options):
     torch.testing.assert_close(total, torch.zeros(5), rtol=0, atol=1e-12)
 
 
-def test_it_is_the_chain_rule_pixel_by_pixel():
+@every_kind
+def test_it_is_the_chain_rule_pixel_by_pixel(kind):
     """Each conditional from the joint over all 64 images, by summing what was not seen yet."""
-    vae = spread(small())
+    vae = spread(small(kind))
     x = images((2, 3))
     d = vae.decode(torch.randn(1))
     p = d.log_prob(x).exp()
@@ -56,8 +66,9 @@ def test_it_is_the_chain_rule_pixel_by_pixel():
             torch.testing.assert_close(logits[row, i].sigmoid(), one)
 
 
-def test_pixels_depend_on_each_other_given_z():
-    vae = spread(small())
+@every_kind
+def test_pixels_depend_on_each_other_given_z(kind):
+    vae = spread(small(kind))
     x = images((2, 3)).flatten(1)
     p = vae.decode(torch.randn(1)).log_prob(images((2, 3))).exp()
     mean = p @ x
@@ -66,9 +77,10 @@ def test_pixels_depend_on_each_other_given_z():
     assert off.abs().max() > 0.02
 
 
-def test_log_evidence_is_that_of_a_grid():
+@every_kind
+def test_log_evidence_is_that_of_a_grid(kind):
     """One latent: log p(x) by quadrature over z. Five standard errors: 6e-7 a datum, 64 data."""
-    vae = small()
+    vae = small(kind)
     spread(vae.decoder, 0.4)
     with torch.no_grad():
         for p in vae.encoder.parameters():
@@ -82,9 +94,10 @@ def test_log_evidence_is_that_of_a_grid():
     torch.testing.assert_close(exact.exp().sum(), torch.tensor(1.0))
 
 
-def test_trains_under_plain_svi_and_is_traced_into_a_graph():
+@every_kind
+def test_trains_under_plain_svi_and_is_traced_into_a_graph(kind):
     x = images((2, 3))[::3]
-    vae = small()
+    vae = small(kind)
     before = [p.detach().clone() for p in vae.parameters()]
     svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
     losses = [svi.step(x) for _ in range(200)]
@@ -102,8 +115,9 @@ def test_trains_under_plain_svi_and_is_traced_into_a_graph():
     torch.testing.assert_close(graph(other, x.flip(0)), log_joint(other, x.flip(0)))
 
 
-def test_particles_come_on_the_left():
-    vae = spread(small())
+@every_kind
+def test_particles_come_on_the_left(kind):
+    vae = spread(small(kind))
     x, z = images((2, 3))[:10], torch.randn(5, 10, 1)
     together = vae.decode(z).log_prob(x)
     for k in range(5):
@@ -130,8 +144,9 @@ def test_data_mean_starts_the_output_and_learns_the_data():
     assert found.mean > -1.5  # -log 4 = -1.386; independent pixels: -4.16
 
 
-def test_samples_and_reconstructions():
-    vae = spread(small())
+@every_kind
+def test_samples_and_reconstructions(kind):
+    vae = spread(small(kind))
     x = vae.sample(7)
     assert x.shape == (7, 2, 3)
     assert set(x.unique().tolist()) <= {0.0, 1.0}

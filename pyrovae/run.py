@@ -18,12 +18,13 @@ import torch
 
 from pyrovae.checkpoint import CheckpointError, load_state
 from pyrovae.em import VariationalEM
-from pyrovae.models import VAE
+from pyrovae.models import VAE, SequenceVAE
 from pyrovae.traces import ParamScope, Scoped, evaluating, modules_of
 
 __all__ = ["Run", "load_run", "program_spec"]
 
 CHECKPOINT = ("checkpoint", "last")
+OWN = {"vae": VAE, "sequence": SequenceVAE}  # models that say how they were built, .config
 
 
 class Run:
@@ -78,15 +79,15 @@ class Run:
 
 
 def program_spec(model: Any, guide: Any) -> dict[str, Any]:
-    """How a pair can be built again: a VAE's arguments, or the functions' import paths.
+    """How a pair can be built again: a model's arguments, or the functions' import paths.
 
     Empty for programs that cannot be found by name (closures, lambdas); :func:`load_run` then
     needs them given.
     """
     owner = getattr(model, "__self__", None)
-    if isinstance(owner, VAE) and getattr(guide, "__self__", None) is owner:
-        config = owner.config
-        return {} if config is None else {"vae": config}
+    for kind, made in OWN.items():
+        if type(owner) is made and getattr(guide, "__self__", None) is owner:
+            return {} if owner.config is None else {kind: owner.config}
     names = {}
     for role, program in (("model", model), ("guide", guide)):
         module, name = getattr(program, "__module__", None), getattr(program, "__qualname__", "<")
@@ -147,9 +148,9 @@ def _cast(module: torch.nn.Module, params: dict[str, dict[str, torch.Tensor]]) -
 
 
 def _rebuild(spec: dict[str, Any], path: Path) -> tuple[Any, Any]:
-    if "vae" in spec:
-        vae = VAE.from_config(spec["vae"])
-        return vae.model, vae.guide
+    for kind in OWN.keys() & spec.keys():
+        made = OWN[kind].from_config(spec[kind])
+        return made.model, made.guide
     if not spec:
         raise ValueError(
             f"load_run: the programs of {path} cannot be imported by name (closures, "

@@ -5,6 +5,7 @@ over a user's own.
 """
 
 from pyrovae.models.likelihoods import likelihood_names
+from pyrovae.models.sequence import SequenceVAE
 from pyrovae.models.vae import VAE
 
-__all__ = ["VAE", "likelihood_names"]
+__all__ = ["SequenceVAE", "VAE", "likelihood_names"]

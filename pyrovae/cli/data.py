@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pyrovae.datasets import NAMES, Dataset, check_choice, from_file, load
 
-__all__ = ["SPLITS", "choose", "load_split"]
+__all__ = ["NAMED", "SPLITS", "choose", "load_split"]
 
+NAMED = tuple(n for n in NAMES if n not in ("names", "shakespeare", "lagging_synthetic"))
 SPLITS = ("train", "test")
 _HELD_OUT = 0.2  # of a file without a split of its own
 _ORDER = 0  # seed of that split and of `choose`; never the run's, so that runs can be compared
@@ -31,13 +32,18 @@ def load_split(data: str, binarize: str | None, split: str) -> Dataset:
     """
     check_choice("--split", split, SPLITS)
     how = {} if binarize is None else {"binarize": None if binarize == "none" else binarize}
-    if data in NAMES:
+    if data in NAMED:
         return load(data, split=split, **how)
+    if data in NAMES:
+        raise ValueError(
+            f"--data {data}: a text, and the command trains VAEs of images and tables. Try: "
+            f"SequenceVAE of pyrovae.models with pyrovae.datasets.{data}(), in Python."
+        )
     path, key = Path(data), None
     if not path.exists() and ":" in path.name:
         path, key = path.with_name(path.name.rpartition(":")[0]), path.name.rpartition(":")[2]
     if not path.exists() and not path.suffix:
-        check_choice("--data: not a file, and as a data set", data, NAMES)
+        check_choice("--data: not a file, and as a data set", data, NAMED)
     if path.suffix == ".npz" and path.is_file() and key is None:
         with np.load(path, allow_pickle=False) as archive:
             own = set(SPLITS) <= set(archive.files)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pyrovae.datasets import NAMES
+from pyrovae.cli.data import NAMED
 from pyrovae.distributions import names
 from pyrovae.models.likelihoods import likelihood_names
 
@@ -16,7 +16,7 @@ _DATA, _MODEL, _TRAINING, _RUN = "Data", "Model", "Training", "Run"
 Data = Annotated[
     str,
     typer.Option(
-        help=f"{', '.join(NAMES)}, or a .npy or .npz file (file.npz:key takes one array of "
+        help=f"{', '.join(NAMED)}, or a .npy or .npz file (file.npz:key takes one array of "
         "several; arrays called train and test are the split, else a fifth of the rows is held "
         "out)."
     ),

@@ -12,6 +12,9 @@ also guards against overfitting) or once from a seed (`"fixed"`), or kept (`None
 that has grey values, such as a binomial over counts or a normal. log p(x) under different choices
 are numbers about different data; :meth:`Dataset.describe` says which it was.
 
+Texts are tokens: padded ids `[N, T]` with lengths `[N]`, and a :class:`Vocabulary` that says what
+they stand for.
+
 Checks come first: NaN and inf, empty or ragged data, images of bytes, values outside a
 likelihood's support are refused with the row, the feature and what to try
 (:mod:`pyrovae.datasets.checks`).
@@ -20,12 +23,16 @@ likelihood's support are refused with the row, the feature and what to try
 from pyrovae.datasets.checks import check_choice, check_support, check_values
 from pyrovae.datasets.convert import as_dataset, from_file
 from pyrovae.datasets.dataset import Dataset, minibatches
+from pyrovae.datasets.lagging import lagging_synthetic
 from pyrovae.datasets.named import NAMES, digits, load, mnist
 from pyrovae.datasets.omniglot import build_omniglot, omniglot
+from pyrovae.datasets.text import names, shakespeare
+from pyrovae.datasets.vocabulary import Vocabulary
 
 __all__ = [
     "NAMES",
     "Dataset",
+    "Vocabulary",
     "as_dataset",
     "build_omniglot",
     "check_choice",
@@ -33,8 +40,11 @@ __all__ = [
     "check_values",
     "digits",
     "from_file",
+    "lagging_synthetic",
     "load",
     "minibatches",
     "mnist",
+    "names",
     "omniglot",
+    "shakespeare",
 ]

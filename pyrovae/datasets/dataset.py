@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from torch.distributions import constraints
 
 from pyrovae.datasets.checks import check_choice, check_support, check_values
+from pyrovae.datasets.vocabulary import Vocabulary
 
 __all__ = ["Binarize", "Dataset", "minibatches"]
 
@@ -38,6 +39,7 @@ class Dataset:
         binarize: `"dynamic"`, `"fixed"` or None; the first argument must then lie in [0, 1].
         seed: the seed of `"fixed"`.
         labels: `[N]`, carried along and never given to the model.
+        vocabulary: what the ids of a text mean, carried along.
 
     Raises:
         ValueError: no data, unequal lengths, mixed devices, NaN or inf, intensities outside
@@ -64,6 +66,7 @@ class Dataset:
         binarize: Binarize = None,
         seed: int = 0,
         labels: Tensor | None = None,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         check_choice(f"{name}: binarize", binarize, ["dynamic", "fixed", None])
         self.args: tuple[Tensor, ...] = tuple(args)
@@ -74,6 +77,7 @@ class Dataset:
         self.binarize = binarize
         self.seed = seed
         self.labels = labels
+        self.vocabulary = vocabulary
         self._check()
         if binarize == "fixed":
             self.args = (_bernoulli(self.args[0], seed), *self.args[1:])

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 
-__all__ = ["cache_folder", "fetch", "fetch_gzip", "local_copy", "read_idx"]
+__all__ = ["cache_folder", "fetch", "fetch_bytes", "fetch_gzip", "local_copy", "read_idx"]
 
 T = TypeVar("T")
 
@@ -37,18 +37,38 @@ def fetch_gzip(relative: str, mirrors: tuple[str, ...], sha256: str) -> bytes:
         ValueError: a local file whose uncompressed bytes are not the expected ones.
         ConnectionError: nothing local and no mirror answered; says what to do.
     """
-    return fetch(relative, mirrors, lambda path: _read(path, sha256))
+    return fetch_bytes(relative, mirrors, sha256, gzip.decompress)
+
+
+def fetch_bytes(
+    relative: str,
+    mirrors: tuple[str, ...],
+    sha256: str,
+    unpack: Callable[[bytes], bytes] = bytes,
+) -> bytes:
+    """The bytes of `relative`, such as `"text/names.txt"`: :func:`fetch`, held against a checksum.
+
+    Args:
+        relative: as in :func:`fetch`.
+        mirrors: likewise.
+        sha256: of the bytes, after `unpack`.
+        unpack: from the file's bytes to those that are returned.
+
+    Raises:
+        ValueError, ConnectionError: as :func:`fetch_gzip`.
+    """
+    return fetch(relative, mirrors, lambda path: _read(path, sha256, unpack))
 
 
 def fetch(relative: str, mirrors: tuple[str, ...], read: Callable[[Path], T]) -> T:
     """What `read` makes of the file `relative`, such as `"mnist/train-images-idx3-ubyte.gz"`.
 
     Looks in the folder that the environment variable `PYROVAE_DATA` names, then among earlier
-    downloads, then at the mirrors (URLs to which the file's name is appended), in that order.
+    downloads, then at the mirrors, in that order.
 
     Args:
         relative: the file, below any of these folders.
-        mirrors: URLs that end where the name begins.
+        mirrors: a URL that ends in `/` is followed by the file's name; any other is the file's.
         read: raises ValueError for a file that is not the expected one.
 
     Raises:
@@ -76,9 +96,9 @@ def read_idx(raw: bytes) -> np.ndarray:
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * dims).reshape(shape.tolist())
 
 
-def _read(path: Path, sha256: str) -> bytes:
+def _read(path: Path, sha256: str, unpack: Callable[[bytes], bytes]) -> bytes:
     try:
-        raw = gzip.decompress(path.read_bytes())
+        raw = unpack(path.read_bytes())
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(
             f"{path}: not a whole gzip file ({error}). Try: fetch it again."
@@ -86,7 +106,8 @@ def _read(path: Path, sha256: str) -> bytes:
     actual = hashlib.sha256(raw).hexdigest()
     if actual != sha256:
         raise ValueError(
-            f"{path}: the uncompressed bytes have sha256 {actual}, expected {sha256}. "
+            f"{path}: the {'' if unpack is bytes else 'uncompressed '}bytes have sha256 {actual}, "
+            f"expected {sha256}. "
             "Try: delete the file and fetch it again."
         )
     return raw
@@ -101,7 +122,7 @@ def _download(relative: str, mirrors: tuple[str, ...], read: Callable[[Path], T]
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     failures = []
     for mirror in mirrors:
-        url = mirror + path.name
+        url = mirror + path.name * mirror.endswith("/")
         try:
             pooch.HTTPDownloader(timeout=20)(url, str(part), None)
             content = read(part)

@@ -12,7 +12,9 @@ import torch
 from pyrovae.datasets.checks import check_choice
 from pyrovae.datasets.dataset import Binarize, Dataset
 from pyrovae.datasets.fetch import fetch_gzip, read_idx
+from pyrovae.datasets.lagging import lagging_synthetic
 from pyrovae.datasets.omniglot import omniglot
+from pyrovae.datasets.text import names, shakespeare
 
 __all__ = ["NAMES", "digits", "load", "mnist"]
 
@@ -116,7 +118,14 @@ def mnist(
 
 
 NAMES: Mapping[str, Callable[..., Dataset]] = MappingProxyType(
-    {"digits": digits, "mnist": mnist, "omniglot": omniglot}
+    {
+        "digits": digits,
+        "mnist": mnist,
+        "omniglot": omniglot,
+        "names": names,
+        "shakespeare": shakespeare,
+        "lagging_synthetic": lagging_synthetic,
+    }
 )
 
 

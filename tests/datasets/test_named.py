@@ -6,7 +6,17 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from pyrovae.datasets import NAMES, digits, fetch, load, mnist, omniglot
+from pyrovae.datasets import (
+    NAMES,
+    digits,
+    fetch,
+    lagging_synthetic,
+    load,
+    mnist,
+    names,
+    omniglot,
+    shakespeare,
+)
 
 
 def test_digits_are_the_embedded_ones():
@@ -64,7 +74,8 @@ def test_unknown_names_are_answered_with_the_nearest(make, message):
 
 
 def test_the_registry_is_complete_and_closed():
-    assert dict(NAMES) == {"digits": digits, "mnist": mnist, "omniglot": omniglot}
+    texts = {"names": names, "shakespeare": shakespeare, "lagging_synthetic": lagging_synthetic}
+    assert dict(NAMES) == {"digits": digits, "mnist": mnist, "omniglot": omniglot, **texts}
     assert load("digits", split="test", binarize="fixed").name == "digits-test"
     with pytest.raises(TypeError):
         NAMES["own"] = digits

@@ -26,7 +26,7 @@ Notation: ``log_weights`` log p(x, z) - log q(z|x) `[K, B]`; K ``particles``, B 
 
 from pyrovae import bounds, datasets, distributions, models, nn, testing, traces
 from pyrovae.collapse import CollapseReport, collapse_report
-from pyrovae.em import Joint, VariationalEM, adam
+from pyrovae.em import Aggressive, Alternating, Converge, Joint, VariationalEM, adam
 from pyrovae.evidence import Evidence, log_evidence
 from pyrovae.fit import fit
 from pyrovae.objectives import ELBO, IWAE, Renyi
@@ -36,7 +36,10 @@ from pyrovae.traces import Terms, terms
 __version__ = "0.1.0"
 
 __all__ = [
+    "Aggressive",
+    "Alternating",
     "CollapseReport",
+    "Converge",
     "ELBO",
     "Evidence",
     "IWAE",

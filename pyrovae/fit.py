@@ -11,7 +11,7 @@ import copy
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,9 +27,20 @@ from tqdm import tqdm
 
 from pyrovae.checkpoint import load_state, rng_state, save_state, set_rng_state, write_atomic
 from pyrovae.datasets import Dataset, as_dataset, check_support, check_values, minibatches
-from pyrovae.em import Joint, NotFinite, OptimizerFactory, VariationalEM, adam
+from pyrovae.em import (
+    Batch,
+    Converge,
+    Joint,
+    NotFinite,
+    OptimizerFactory,
+    Schedule,
+    VariationalEM,
+    adam,
+    spell_schedule,
+)
 from pyrovae.run import CHECKPOINT, Run, program_spec
 from pyrovae.traces import modules_of
+from pyrovae.traces.batches import derived_seed
 
 __all__ = ["fit"]
 
@@ -43,8 +54,8 @@ def fit(
     data: Any,
     *,
     objective: pyro.infer.ELBO | None = None,
-    schedule: Joint | None = None,
-    optimizer: OptimizerFactory | None = None,
+    schedule: Schedule | None = None,
+    optimizer: OptimizerFactory | dict[str, OptimizerFactory] | None = None,
     lr_scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
     epochs: int = 50,
     batch_size: int = 100,
@@ -74,9 +85,12 @@ def fit(
             ``.npy`` or ``.npz`` file, or a ``DataLoader``.
         objective: A pyrovae objective, or Pyro's ``Trace_ELBO``, ``TraceMeanField_ELBO``,
             ``TraceGraph_ELBO`` or ``TraceEnum_ELBO``. Default :class:`pyrovae.ELBO`.
-        schedule: Which role steps when. Default: both on every batch.
-        optimizer: ``params -> torch.optim.Optimizer``, called with all parameters. Default: fused
-            Adam with learning rate 1e-3.
+        schedule: Which role steps when: :class:`pyrovae.Joint` (the default, both on every batch),
+            ``Alternating``, ``Converge``, ``Aggressive`` or ``SemiAmortized``. Inner steps get
+            fresh batches, drawn uniformly with replacement from the data.
+        optimizer: ``params -> torch.optim.Optimizer``, called with all parameters, or once for
+            each role where they step separately; or ``{"guide": ..., "model": ...}``. Default:
+            fused Adam with learning rate 1e-3.
         lr_scheduler: ``optimizer -> torch scheduler``, stepped once an epoch
             (``ReduceLROnPlateau`` with the validation bound, or else the training bound, negated).
         epochs: Passes over the data, those of a resumed run included.
@@ -85,7 +99,8 @@ def fit(
             the data; its bound is logged every epoch.
         patience: Stop after so many epochs without a better validation bound, and go back to the
             best weights.
-        clip_norm: Clip the gradient of all parameters (nats a datum) at this Euclidean norm.
+        clip_norm: Clip the gradient of the parameters that step (nats a datum) at this Euclidean
+            norm.
         callbacks: Called after each epoch with its dictionary of history; training stops when
             one returns True.
         compile: "auto" or False; this version runs eager either way.
@@ -113,7 +128,10 @@ def fit(
         >>> [sorted(h)[:2] for h in run.history]
         [['elbo', 'epoch'], ['elbo', 'epoch']]
     """
+    schedule = schedule or Joint()
     _check_settings(epochs, batch_size, patience, valid, compile)
+    _check_schedule(schedule, valid)
+    optimizers = _optimizers(optimizer)
     device = _device_of(model, guide) if device is None else torch.device(device)
     for module in modules_of(model, guide):
         module.to(device)
@@ -124,7 +142,8 @@ def fit(
         model,
         guide,
         objective,
-        optimizer or adam(),
+        optimizers["guide"],
+        optimizers["model"],
         schedule=schedule,
         data_size=data.size,
         clip_norm=clip_norm,
@@ -158,6 +177,7 @@ class _Tensors:
         self.size = len(dataset)
         self.steps = -(-self.size // batch_size)
         self.generator = torch.Generator().manual_seed(seed)
+        self.fresh_generator = torch.Generator().manual_seed(derived_seed(seed, -1))
 
     def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         first = torch.arange(min(self.batch_size, self.size))
@@ -167,6 +187,13 @@ class _Tensors:
         device = self.dataset.device
         for index in minibatches(self.size, self.batch_size, self.generator, device=device):
             yield index, *self.dataset.take(index, self.generator)
+
+    def fresh(self) -> Iterator[Batch]:
+        """Batches without end, rows drawn uniformly with replacement, binarized anew."""
+        size, rng = (min(self.batch_size, self.size),), self.fresh_generator
+        while True:
+            index = torch.randint(self.size, size, generator=rng).to(self.dataset.device)
+            yield Batch(*self.dataset.take(index, rng), index)
 
     def describe(self) -> dict[str, Any]:
         return self.dataset.describe()
@@ -178,7 +205,7 @@ class _Loader:
     A batch is the model's arguments, or its keyword arguments if it is a dict.
     """
 
-    generator = None
+    generator = fresh_generator = None
 
     def __init__(self, loader: DataLoader, device: torch.device) -> None:
         self.loader, self.device = loader, device
@@ -202,6 +229,12 @@ class _Loader:
             args, kwargs = self._arguments(batch)
             check_values(args, kwargs, where="fit: a batch of the DataLoader")
             yield None, args, kwargs
+
+    def fresh(self) -> Iterator[Batch]:
+        """Batches without end: the loader's own, gone through again and again."""
+        while True:
+            for _, args, kwargs in self.batches():
+                yield Batch(args, kwargs)
 
     def _arguments(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         def move(x: Any) -> Any:
@@ -262,6 +295,7 @@ class _Loop:
         example: Any,
     ) -> None:
         self.em, self.data, self.device, self.folder = em, data, device, folder
+        self.fresh = data.fresh() if em.schedule.needs_batches else None
         self.valid = None if valid is None else valid.realize(seed=0)
         self.schedulers = (
             {role: lr_scheduler(o) for role, o in em.optimizers.items()} if lr_scheduler else {}
@@ -296,12 +330,13 @@ class _Loop:
             module.train()
         self.em.thorough = not self.history  # every datum is seen once by Pyro's own checks
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        seen = 0
+        seen = inner = rested = 0
         for index, args, kwargs in self.data.batches():
             try:
-                record = self.em.step(*args, **kwargs)
+                record = self.em.step(*args, batches=self.fresh, **kwargs)
             except NotFinite as error:
                 raise self._located(error, index) from None
+            inner, rested = inner + record.inner_steps, rested + bool(record.converged)
             values = torch.stack([record.elbo, record.objective, record.grad_norm])
             sums += record.size * values.to(sums)
             seen += record.size
@@ -317,6 +352,12 @@ class _Loop:
             "grad_norm": grad_norm,
             "lr": float(next(iter(self.em.optimizers.values())).param_groups[0]["lr"]),
         }
+        if not isinstance(self.em.schedule, Joint):
+            record["inner_steps"] = inner
+        if isinstance(self.em.schedule, Converge):
+            record["converged"] = rested / self.data.steps
+        held_out = None if self.valid is None else Batch(*self.valid)
+        record |= self.em.end_epoch(held_out)
         if self.valid is not None:
             record["valid_elbo"] = self.em.evaluate(*self.valid, rows=VALID_ROWS)
         for scheduler in self.schedulers.values():
@@ -328,6 +369,8 @@ class _Loop:
         return record
 
     def _located(self, error: NotFinite, index: Tensor | None) -> FloatingPointError:
+        if error.batch is not None and error.batch.index is not None:  # of an inner step
+            index = error.batch.index
         rows = "" if index is None else f", row(s) {index[error.rows[:5]].tolist()} of the data"
         has_one = self.folder is not None and (self.folder / CHECKPOINT[0]).is_dir()
         kept = f" The last checkpoint in {self.folder} is intact." if has_one else ""
@@ -372,7 +415,8 @@ class _Loop:
             "em": self.em.state_dict(),
             "schedulers": {role: s.state_dict() for role, s in self.schedulers.items()},
             "rng": rng_state(self.device),
-            "data_rng": None if self.data.generator is None else self.data.generator.get_state(),
+            "data_rng": _state_of(self.data.generator),
+            "fresh_rng": _state_of(self.data.fresh_generator),
             "history": self.history,
             "step": self.step,
             "best": vars(self.best),
@@ -385,7 +429,8 @@ class _Loop:
     def load(self, state: dict[str, Any], config: dict[str, Any]) -> None:
         """Continue from a saved state."""
         old = json.loads((self.folder / "config.json").read_text()) if self.folder else config
-        for key in ("data", "batch_size", "seed", "objective"):
+        old.setdefault("schedule", "joint")  # runs of earlier versions
+        for key in ("data", "batch_size", "seed", "objective", "schedule"):
             if old.get(key) != config[key]:
                 raise ValueError(
                     f"fit: resume=True, but {key} is not that of the run in {self.folder}: "
@@ -404,6 +449,8 @@ class _Loop:
         set_rng_state(state["rng"], self.device)
         if self.data.generator is not None:
             self.data.generator.set_state(state["data_rng"])
+            if "fresh_rng" in state:  # absent from runs of earlier versions
+                self.data.fresh_generator.set_state(state["fresh_rng"])
         self.history, self.step = state["history"], state["step"]
         self.best = _Best(**state["best"])
         if not self.best.params:  # patience begins to count now
@@ -426,6 +473,32 @@ def _check_settings(
         )
     if compile not in ("auto", False):
         raise ValueError(f'fit: compile must be "auto" or False in this version, got {compile!r}.')
+
+
+def _check_schedule(schedule: Schedule, valid: Any) -> None:
+    if schedule.needs_valid and valid is None:
+        raise ValueError(
+            f"fit: {schedule!r} ends by the mutual information on held-out data, and there are "
+            f"none. Expected: validation data. Try: valid=0.1; valid=another data set; "
+            f"or a schedule that needs none, pv.Aggressive(stop=5)."
+        )
+
+
+def _optimizers(optimizer: Any) -> dict[str, OptimizerFactory]:
+    """A factory for each role; the same object where one serves both."""
+    if not isinstance(optimizer, Mapping):
+        optimizer = optimizer or adam()
+        return {"guide": optimizer, "model": optimizer}
+    if set(optimizer) != {"guide", "model"}:
+        raise ValueError(
+            f"fit: optimizer has the keys {sorted(optimizer)}. Expected: a callable for both "
+            f'roles, or {{"guide": ..., "model": ...}}.'
+        )
+    return dict(optimizer)
+
+
+def _state_of(generator: torch.Generator | None) -> Tensor | None:
+    return None if generator is None else generator.get_state()
 
 
 def _saved_state(folder: Path | None, resume: bool) -> dict[str, Any] | None:
@@ -520,6 +593,7 @@ def _config(
     return {
         "program": program_spec(em.model, em.guide),
         "objective": {"name": type(em.objective).__name__} | objective,
+        "schedule": spell_schedule(em.schedule),
         "optimizer": {role: repr(o) for role, o in em.optimizers.items()},
         "parameters": {r: sum(p.numel() for p in ps.values()) for r, ps in em.params.items()},
         "data": data.describe(),

@@ -2,12 +2,15 @@ r"""Variational EM: which parameters step when.
 
 A latent-variable model p(x, z; theta) and its guide q(z|x; phi) climb the same bound
 :math:`\mathcal L(\theta, \phi) \le \log p(x; \theta)`: the E-step in phi, the M-step in theta.
-Auto-encoding variational Bayes takes both at once, a schedule called :class:`Joint` here.
+Auto-encoding variational Bayes takes both at once; :mod:`pyrovae.em.schedules` has the others.
 
 :class:`VariationalEM` owns what a run needs and Pyro's global store does not give: the parameters
 of each role, found by running the programs; a store of the run's own
 (:class:`~pyrovae.traces.ParamScope`); one torch optimizer a role; gradients that are fresh at
 every step; a refusal to move when a number is not finite.
+
+It offers three moves, :meth:`~VariationalEM.e_step`, :meth:`~VariationalEM.m_step` and
+:meth:`~VariationalEM.joint_step`; the schedule says which of them a ``step`` consists of.
 
 Source: Kingma & Welling (2014), arXiv:1312.6114, Algorithm 1.
 """
@@ -16,8 +19,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pyro
@@ -25,66 +27,32 @@ import pyro.infer
 import torch
 from torch import Tensor
 
+from pyrovae.em.roles import ROLES, check_optimizers, owned
+from pyrovae.em.schedules import Joint, Schedule
+from pyrovae.em.steps import Batch, NotFinite, StepRecord, batches_from
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.traces import (
     DataPlate,
+    Held,
     ParamScope,
     Site,
     Terms,
     data_plate_of,
     evaluating,
-    frozen_buffers,
     modules_of,
     probe,
     with_data_scale,
 )
 
-__all__ = ["Joint", "NotFinite", "OptimizerFactory", "StepRecord", "VariationalEM", "adam"]
+__all__ = ["OptimizerFactory", "VariationalEM", "adam"]
 
 AnyProgram = Callable[..., Any]
 OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
-ROLES = ("model", "guide")
 
 
 def adam(lr: float = 1e-3, **options: Any) -> OptimizerFactory:
     """The default optimizer: Adam, fused where torch can (one kernel a step instead of many)."""
     return lambda params: torch.optim.Adam(params, lr=lr, fused=True, **options)
-
-
-@dataclass(frozen=True)
-class Joint:
-    """Both roles step on every batch: auto-encoding variational Bayes.
-
-    Source: Kingma & Welling (2014), arXiv:1312.6114, Algorithm 1.
-    """
-
-
-@dataclass
-class StepRecord:
-    """What one step saw.
-
-    Attributes:
-        elbo: The true bound, nats a datum.
-        objective: What was maximized, nats a datum.
-        size: B, the number of data in the step.
-        grad_norm: Euclidean norm of the gradient of all parameters, before clipping.
-    """
-
-    elbo: Tensor
-    objective: Tensor
-    size: int
-    grad_norm: Tensor | None = None
-
-
-class NotFinite(FloatingPointError):
-    """A step was refused because a number was not finite.
-
-    `rows` are the rows of its batch that caused it, as far as they are known.
-    """
-
-    def __init__(self, message: str, rows: list[int] | None = None) -> None:
-        super().__init__(message)
-        self.rows = rows or []
 
 
 class VariationalEM:
@@ -96,11 +64,12 @@ class VariationalEM:
         objective: A pyrovae objective, or Pyro's ``Trace_ELBO``, ``TraceMeanField_ELBO``,
             ``TraceGraph_ELBO`` or ``TraceEnum_ELBO``; by default ``ELBO()``.
         e_optimizer: ``params -> torch.optim.Optimizer`` for the guide's parameters.
-        m_optimizer: The same for the model's. By default the same callable, called once for the
-            parameters of both roles, since :class:`Joint` steps them alike.
+        m_optimizer: The same for the model's. By default the same callable: called once for the
+            parameters of both roles if the schedule is :class:`Joint`, which steps them alike,
+            else once for each role.
         schedule: Which role steps when; :class:`Joint` by default.
         data_size: N, the number of data; sets N/B where the plate does not subsample by itself.
-        clip_norm: Clip the joint gradient of both roles at this Euclidean norm.
+        clip_norm: Clip the gradient of the parameters that step at this Euclidean norm.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -118,25 +87,31 @@ class VariationalEM:
         objective: pyro.infer.ELBO | None = None,
         e_optimizer: OptimizerFactory | None = None,
         m_optimizer: OptimizerFactory | None = None,
-        schedule: Joint | None = None,
+        schedule: Schedule | None = None,
         *,
         data_size: int | None = None,
         clip_norm: float | None = None,
     ) -> None:
-        if schedule is not None and not isinstance(schedule, Joint):
-            raise TypeError(f"VariationalEM: schedule must be pv.Joint(), got {schedule!r}.")
+        if schedule is not None and not isinstance(schedule, Schedule):
+            raise TypeError(
+                f"VariationalEM: schedule must be one of pyrovae's, got {schedule!r}. "
+                f"Try: pv.Joint(), pv.Alternating(5, 1), pv.Converge(), pv.Aggressive()."
+            )
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"VariationalEM: clip_norm must be positive, got {clip_norm}.")
-        _check_objective(objective)
+        self.schedule = schedule or Joint()
+        self.schedule_state = self.schedule.start()  # plain values, saved with the run
+        _check_objective(objective, self.schedule)
         self.model, self.guide = model, guide
         self.objective = ELBO() if objective is None else objective
-        self.schedule = schedule or Joint()
         self.data_size = data_size
         self.clip_norm = clip_norm
         self.scope = ParamScope()
         self.params: dict[str, dict[str, Tensor]] = {}  # role -> name -> unconstrained leaf
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        self._leaves: list[Tensor] = []
+        self._leaves: dict[str, list[Tensor]] = {}  # "joint" and each role -> its leaves
+        self._programs: tuple[AnyProgram, AnyProgram] = (model, guide)
+        self._source: tuple[Any, Iterator[Batch]] | None = None
         e_optimizer = e_optimizer or adam()
         self._factories = {"guide": e_optimizer, "model": m_optimizer or e_optimizer}
         self.observed: dict[str, Site] = {}  # the model's observed sites on the first batch
@@ -160,31 +135,32 @@ class VariationalEM:
         self._frozen = any(not p.requires_grad for m in modules for p in m.parameters())
         with self._in_force():
             _, guided, modelled = self._probe(args, kwargs)
+            programs = {"model": self.model, "guide": self.guide}
             declared = {"model": modelled.params, "guide": guided.params}
-            undeclared = self._undeclared(modelled.params | guided.params, args, kwargs, known)
+            separate = None if isinstance(self.schedule, Joint) else repr(self.schedule)
+            params = owned(programs, declared, args, kwargs, known, separate)
         self.observed = {name: site for name, site in modelled.sites.items() if site.is_observed}
         self._plate = data_plate_of(modelled, getattr(self.objective, "data_plate", None))
-        params = {role: declared[role] | undeclared[role] for role in ROLES}
-        # what both use belongs to the model
-        theirs = {id(leaf) for leaf in params["model"].values()}
-        params["guide"] = {n: p for n, p in params["guide"].items() if id(p) not in theirs}
-        self.params = params
-        self._leaves = [leaf for leaves in params.values() for leaf in leaves.values()]
-        if not self._leaves:
+        self._leaves = {role: list(params[role].values()) for role in ROLES}
+        self._leaves["joint"] = self._leaves["model"] + self._leaves["guide"]
+        if not self._leaves["joint"]:
             raise ValueError(
                 "the programs own no trainable parameter. Expected: pyro.module, pyro.param, "
                 "a PyroModule, or a network with requires_grad in a closure. "
                 "Try: register the networks with pyro.module."
             )
+        self.params = params
         self.optimizers = self._make_optimizers()
+        check_optimizers(self.optimizers, params)
+        if not isinstance(self.schedule, Joint):
+            self._programs = (Held(self.model), Held(self.guide))
 
     def _make_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Make one optimizer a role, or a single one where both roles always step alike."""
         factories = self._factories
-        if factories["model"] is factories["guide"]:
-            return {"joint": factories["model"](self._leaves)}
-        leaves = {role: list(self.params[role].values()) for role in ROLES}
-        return {role: factories[role](found) for role, found in leaves.items() if found}
+        if factories["model"] is factories["guide"] and isinstance(self.schedule, Joint):
+            return {"joint": factories["model"](self._leaves["joint"])}
+        return {role: factories[role](self._leaves[role]) for role in ROLES if self._leaves[role]}
 
     @contextmanager
     def _in_force(self) -> Iterator[None]:
@@ -211,40 +187,6 @@ class VariationalEM:
                 f"layer expects with x.shape."
             ) from error
 
-    def _undeclared(
-        self,
-        declared: dict[str, Tensor],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        names: Collection[str] | None,
-    ) -> dict[str, dict[str, Tensor]]:
-        """Trainable parameters of networks that the programs use but never declare to Pyro."""
-        known = {id(leaf) for leaf in declared.values()}
-        found: dict[str, dict[str, Tensor]] = {role: {} for role in ROLES}
-        for role in ROLES:
-            for i, module in enumerate(modules_of(getattr(self, role))):
-                for name, parameter in module.named_parameters():
-                    if parameter.requires_grad and id(parameter) not in known:
-                        known.add(id(parameter))
-                        found[role][f"{role}.{i}.{name}"] = parameter
-        candidates = [p for leaves in found.values() for p in leaves.values()]
-        if not candidates:
-            return found
-        if names is not None:
-            used = {id(p) for ps in found.values() for n, p in ps.items() if n in names}
-        elif isinstance(self.objective, Objective):
-            frozen = frozen_buffers(self.model, self.guide)
-            with torch.enable_grad(), torch.random.fork_rng(), frozen:
-                loss = self.objective.differentiable_loss(self.model, self.guide, *args, **kwargs)
-                grads = torch.autograd.grad(loss, candidates, allow_unused=True)
-            used = {id(p) for p, g in zip(candidates, grads, strict=True) if g is not None}
-        else:
-            # Pyro's losses may have no differentiable_loss; an unused parameter never moves anyway
-            used = {id(p) for p in candidates}
-        return {
-            r: {n: p for n, p in leaves.items() if id(p) in used} for r, leaves in found.items()
-        }
-
     @property
     def buffers(self) -> dict[str, Tensor]:
         """Every buffer of the networks (BatchNorm's statistics, ...), by a stable name."""
@@ -257,46 +199,106 @@ class VariationalEM:
     # Steps -------------------------------------------------------------------------------------
 
     def step(self, *args: Any, batches: Iterable[Any] | None = None, **kwargs: Any) -> StepRecord:
-        """One step on one batch, the arguments of both programs.
+        """One step of the schedule on one batch, the arguments of both programs.
 
         Args:
             *args: The batch.
-            batches: Fresh batches for the inner E-steps of a schedule that has them.
+            batches: Fresh batches for the inner E-steps of a schedule that has them: an iterator,
+                or something that is gone through again and again. Each item is one argument, a
+                tuple of arguments or a dict of keyword arguments.
             **kwargs: Keyword arguments of both programs.
 
         Returns:
             The record of the step, with the true ELBO in nats a datum.
 
         Raises:
-            FloatingPointError: The objective or a gradient is not finite; no weight has moved.
+            FloatingPointError: The objective or a gradient is not finite; no weight has moved
+                in the move that met it.
         """
         self.prepare(*args, **kwargs)
+        fresh = self._fresh(batches)
+        return self.schedule.step(self, Batch(args, kwargs), fresh, self.schedule_state)
+
+    def e_step(self, *args: Any, **kwargs: Any) -> StepRecord:
+        """Move the guide once on a batch; the model's weights, gradients and buffers stay."""
+        return self.take("guide", Batch(args, kwargs))
+
+    def m_step(self, *args: Any, **kwargs: Any) -> StepRecord:
+        """Move the model once on a batch; the guide's weights, gradients and buffers stay."""
+        return self.take("model", Batch(args, kwargs))
+
+    def joint_step(self, *args: Any, **kwargs: Any) -> StepRecord:
+        """Move both roles once on a batch."""
+        return self.take("joint", Batch(args, kwargs))
+
+    def take(
+        self, role: str, batch: Batch, *, clip_both: bool = False, move_buffers: bool = False
+    ) -> StepRecord:
+        """One move: a gradient of the bound, checked, and a step of one optimizer or of both.
+
+        Args:
+            role: "guide", "model" or "joint".
+            batch: The data.
+            clip_both: Clip the gradient of both roles together though one moves, which costs the
+                other's gradient; without ``clip_norm`` it changes nothing.
+            move_buffers: Let the buffers of the role that stays move too.
+        """
+        self.prepare(*batch.args, **batch.kwargs)
+        if role not in self.optimizers and role != "joint":
+            raise ValueError(
+                f"a step of the {role} alone needs an optimizer of its own; under {self.schedule} "
+                f"there is {list(self.optimizers)}. Try: schedule=pv.Alternating(1, 1)."
+            )
+        both = role == "joint" or (clip_both and self.clip_norm is not None)
+        leaves = self._leaves["joint" if both else role]
         checks = self.thorough or not self._checked
         validate = checks and pyro.poutine.util.is_validation_enabled()
         with self._in_force(), torch.enable_grad(), pyro.validation_enabled(validate):
-            record = self._joint_step(args, kwargs)
+            self._zero_grad()
+            try:
+                with self._holding(role, both, not move_buffers):
+                    record = self._backward(batch, None if both else leaves)
+                record.grad_norm = self._checked_norm(record, leaves)
+                record.role = role
+                for name, optimizer in self.optimizers.items():
+                    if role in ("joint", name):
+                        optimizer.step()
+            finally:
+                self._zero_grad()
         self._checked = True
         return record
 
-    def _joint_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepRecord:
-        self._zero_grad()
-        try:
-            if isinstance(self.objective, Objective):
-                record = self._backward(self.objective, args, kwargs)
+    @contextmanager
+    def _holding(self, role: str, both: bool, buffers: bool) -> Iterator[None]:
+        """The program of the role that stays, held still."""
+        if role == "joint":
+            yield
+            return
+        model, guide = self._programs
+        with ExitStack() as stack:
+            if role == "guide":
+                stack.enter_context(model.held(buffers))
             else:
-                record = self._pyro_backward(args, kwargs)
-            record.grad_norm = self._checked_norm(record)
-            for optimizer in self.optimizers.values():
-                optimizer.step()
-        finally:
-            self._zero_grad()
-        return record
+                stack.enter_context(guide.held(buffers, gradient=not both))
+            yield
 
-    def _backward(self, objective: Objective, args: Any, kwargs: Any) -> StepRecord:
-        terms = objective.terms(self.model, self.guide, *args, **kwargs)
+    def _fresh(self, batches: Iterable[Any] | None) -> Iterator[Batch] | None:
+        """The batches that follow; where they are given again, from where they were left."""
+        if batches is None:
+            return None
+        if self._source is None or self._source[0] is not batches:
+            self._source = (batches, batches_from(batches))
+        return self._source[1]
+
+    def _backward(self, batch: Batch, leaves: list[Tensor] | None) -> StepRecord:
+        """Gradients of the objective, for these leaves only (None: for all)."""
+        if not isinstance(self.objective, Objective):
+            return self._pyro_backward(batch.args, batch.kwargs, leaves)
+        objective = self.objective
+        terms = objective.terms(*self._programs, *batch.args, **batch.kwargs)
         plate, scale = terms.plate, self.scale_of(terms.plate)
         total = objective.unscaled_of(terms, scale)
-        total.backward(total.new_full((), -1 / plate.size))
+        total.backward(total.new_full((), -1 / plate.size), inputs=leaves)
         with torch.no_grad():
             elbo = maximized = total / plate.size
             if not objective.is_bound(terms):
@@ -305,9 +307,14 @@ class VariationalEM:
             raise _which_datum(objective, terms)
         return StepRecord(elbo, maximized, plate.size)
 
-    def _pyro_backward(self, args: Any, kwargs: Any) -> StepRecord:
+    def _pyro_backward(self, args: Any, kwargs: Any, leaves: list[Tensor] | None) -> StepRecord:
         programs, size = self._scaled_programs(args, kwargs)
-        loss = torch.as_tensor(self.objective.loss_and_grads(*programs, *args, **kwargs))
+        if leaves is None:
+            loss = torch.as_tensor(self.objective.loss_and_grads(*programs, *args, **kwargs))
+        else:
+            loss = self.objective.differentiable_loss(*programs, *args, **kwargs)
+            loss.backward(inputs=leaves)
+            loss = loss.detach()
         if not torch.isfinite(loss):
             raise NotFinite(f"{type(self.objective).__name__}: the loss is {loss.item()}.")
         return StepRecord(-loss, -loss, size)
@@ -321,7 +328,7 @@ class VariationalEM:
         factor = 1.0 if own else total / size
         return [
             with_data_scale(program, plate.name, factor, 1 / total)
-            for program in (self.model, self.guide)
+            for program in self._programs
         ], size
 
     def _plate_size(self, args: Any, kwargs: Any) -> int:
@@ -336,8 +343,8 @@ class VariationalEM:
             return plate.scale
         return self.data_size / plate.size
 
-    def _checked_norm(self, record: StepRecord) -> Tensor:
-        leaves = [leaf for leaf in self._leaves if leaf.grad is not None]
+    def _checked_norm(self, record: StepRecord, leaves: list[Tensor]) -> Tensor:
+        leaves = [leaf for leaf in leaves if leaf.grad is not None]
         if self.clip_norm is not None:
             norm = torch.nn.utils.clip_grad_norm_(leaves, self.clip_norm)
         else:
@@ -360,11 +367,24 @@ class VariationalEM:
         )
 
     def _zero_grad(self) -> None:
-        for leaf in self._leaves:
+        for leaf in self._leaves["joint"]:
             leaf.grad = None
 
-    def end_epoch(self, valid: Any = None) -> None:
-        """Tell the schedule that an epoch has ended; `valid` is its validation data."""
+    def end_epoch(self, valid: Any = None) -> dict[str, Any]:
+        """Tell the schedule that an epoch has ended.
+
+        Args:
+            valid: Held-out data, if the schedule judges by them: an argument, a tuple of
+                arguments, a dict of keyword arguments, or a data set.
+
+        Returns:
+            What the schedule has to say of the epoch, for the history.
+        """
+        if valid is not None and hasattr(valid, "realize"):
+            valid = Batch(*valid.realize())
+        batch = None if valid is None else Batch.of(valid)
+        with self._in_force():
+            return self.schedule.end_epoch(self, batch, self.schedule_state)
 
     def evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int = 1000) -> float:
         """The true bound on given data, nats a datum, in evaluation mode.
@@ -379,7 +399,7 @@ class VariationalEM:
                 part = slice(start, start + rows)
                 batch = tuple(x[part] for x in args), {k: x[part] for k, x in kwargs.items()}
                 if isinstance(self.objective, Objective):
-                    terms = self.objective.terms(self.model, self.guide, *batch[0], **batch[1])
+                    terms = self.objective.terms(*self._programs, *batch[0], **batch[1])
                     data_size = self.scale_of(terms.plate) * terms.plate.size
                     bound = self.objective.bound_of(terms, data_size)
                     total += bound.double().mean().item() * min(rows, size - start)
@@ -392,11 +412,12 @@ class VariationalEM:
     # State -------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Parameters, buffers and optimizers: nested dictionaries of tensors and plain values."""
+        """Parameters, buffers, optimizers, schedule: dictionaries of tensors and plain values."""
         return {
             "params": {role: dict(leaves) for role, leaves in self.params.items()},
             "buffers": self.buffers,
             "optimizers": {role: o.state_dict() for role, o in self.optimizers.items()},
+            "schedule": dict(self.schedule_state),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -408,16 +429,15 @@ class VariationalEM:
         self.load_params(state["params"], state["buffers"])
         for role, saved in state["optimizers"].items():
             self.optimizers[role].load_state_dict(saved)
+        self.schedule_state = self.schedule_state | dict(state.get("schedule", {}))
 
     def load_params(
         self, params: dict[str, dict[str, Tensor]], buffers: dict[str, Tensor]
     ) -> None:
         """Put saved parameters and buffers in place, without the optimizers."""
-        own = {
-            f"{role}: {n}": p for role, leaves in self.params.items() for n, p in leaves.items()
-        }
+        own = {n: p for leaves in self.params.values() for n, p in leaves.items()}
         own |= {f"buffer: {n}": b for n, b in self.buffers.items()}
-        saved = {f"{role}: {n}": p for role, leaves in params.items() for n, p in leaves.items()}
+        saved = {n: p for leaves in params.values() for n, p in leaves.items()}
         saved |= {f"buffer: {n}": b for n, b in buffers.items()}
         wrong = [n for n in own.keys() & saved.keys() if own[n].shape != saved[n].shape]
         if own.keys() != saved.keys() or wrong:
@@ -435,10 +455,16 @@ class VariationalEM:
 SUPPORTED = ("Trace_ELBO", "TraceMeanField_ELBO", "TraceGraph_ELBO", "TraceEnum_ELBO")
 
 
-def _check_objective(objective: Any) -> None:
+def _check_objective(objective: Any, schedule: Schedule) -> None:
     """Refuse losses of Pyro's that would be scaled inside a logarithm, or are no ELBO at all."""
     if objective is None or isinstance(objective, Objective):
         return
+    if type(objective).__name__ == "TraceGraph_ELBO" and not isinstance(schedule, Joint):
+        raise TypeError(
+            f"VariationalEM: TraceGraph_ELBO computes the gradients of both roles at once, so "
+            f"{schedule!r} cannot step one of them. Expected: a loss with differentiable_loss. "
+            f"Try: pv.ELBO(), Trace_ELBO(), or schedule=pv.Joint()."
+        )
     if type(objective).__name__ not in SUPPORTED:
         raise TypeError(
             f"VariationalEM: objective {type(objective).__name__} is not supported. Expected: an "

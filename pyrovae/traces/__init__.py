@@ -4,6 +4,7 @@ It is the one place that imports Pyro's handlers.
 """
 
 from pyrovae.traces.handlers import with_data_scale
+from pyrovae.traces.held import Held, uses
 from pyrovae.traces.params import (
     ParamScope,
     Scoped,
@@ -18,6 +19,7 @@ from pyrovae.traces.terms import Latent, Observed, Terms, assemble, same
 
 __all__ = [
     "DataPlate",
+    "Held",
     "Latent",
     "Observed",
     "ParamScope",
@@ -39,5 +41,6 @@ __all__ = [
     "replayed",
     "same",
     "terms",
+    "uses",
     "with_data_scale",
 ]

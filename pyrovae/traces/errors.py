@@ -14,6 +14,7 @@ __all__ = [
     "check_per_datum",
     "check_sites",
     "no_data_plate",
+    "no_units",
     "not_a_plate",
     "not_reparameterized",
     "unexpected_dims",
@@ -154,6 +155,15 @@ def not_reparameterized(name: str, fn: object, objective: str) -> NotImplemented
         f"if the site is discrete and small, pyro.infer.TraceGraph_ELBO (score function) "
         f"otherwise, or a relaxed posterior; both losses work in fit. "
         f"Without gradients (evaluation) this site is fine."
+    )
+
+
+def no_units(name: str, posterior: object, prior: object) -> ValueError:
+    """A KL by unit was asked of a site that does not factorize."""
+    return ValueError(
+        f"ELBO: free bits per unit, but site '{name}' does not factorize over units (posterior "
+        f"{posterior}, prior {prior}), so that no unit has a KL of its own. Expected: a posterior "
+        f'and a prior with .to_event(). Try: free_bits=NATS, or FreeBits(NATS, per="site").'
     )
 
 

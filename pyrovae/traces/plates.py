@@ -68,6 +68,27 @@ class Layout:
             log_prob = log_prob.sum(drop)
         return log_prob if has_particles else log_prob.unsqueeze(0)
 
+    def by_unit(self, values: Tensor, site: Site) -> Tensor:
+        """One number a unit, `[K, plates..., *event]`, as `[K or 1, B, D]` (B = 1: global site).
+
+        D counts the elements of the event and of plates inside the data plate.
+        """
+        event = len(site.fn.event_shape)
+        rank = self.nesting + event
+        mask = site.mask
+        if isinstance(mask, Tensor):
+            mask = mask[(..., *(None,) * event)]
+        values = scale_and_mask(values, mask=mask)
+        if event:
+            values = values.expand((*values.shape[:-event], *site.fn.event_shape))
+        if values.dim() <= rank:
+            values = values.reshape((1,) * (rank + 1 - values.dim()) + tuple(values.shape))
+        if not self.is_local(site):
+            return values.flatten(1).unsqueeze(1)
+        values = values.movedim(self.plate.dim - event, 1)
+        values = values.flatten(2) if values.dim() > 2 else values.unsqueeze(2)
+        return values.expand(-1, self.plate.size, -1)
+
     def is_local(self, site: Site) -> bool:
         """Whether the site stands in the data plate."""
         return any(frame.name == self.plate.name for frame in site.plates)

@@ -32,6 +32,7 @@ from pyrovae.traces.errors import check_sites
 from pyrovae.traces.plates import DataPlate, Layout, data_plate_of
 from pyrovae.traces.recorder import Recorder, Site
 from pyrovae.traces.stopped import stop_parameters
+from pyrovae.traces.units import factors
 
 __all__ = ["Latent", "Observed", "Terms", "assemble", "same", "stack"]
 
@@ -146,6 +147,27 @@ class Latent:
         """The log-ratio log q - log p of the draws, `[K, B]`, nats: its mean is the KL."""
         return self.log_posterior - self.log_prior
 
+    @cached_property
+    def unit_kl(self) -> Tensor | None:
+        """:attr:`kl` of each unit, `[K or 1, B, D]`, nats; None where :attr:`kl` is None.
+
+        None also where posterior or prior does not factorize over units.
+        """
+        q, p = factors(self.posterior), factors(self.prior)
+        if self.kl is None or q is None or p is None:
+            return None
+        return self._layout.by_unit(kl_divergence(q, p), self._guide)
+
+    @cached_property
+    def unit_log_densities(self) -> tuple[Tensor, Tensor] | None:
+        """Log q and log p of the draws by unit, `[K or 1, B, D]` each, nats; None likewise."""
+        q, p = factors(self.posterior), factors(self.prior)
+        if q is None or p is None:
+            return None
+        value, layout = self._guide.value, self._layout
+        log_q = layout.by_unit(q.log_prob(value), self._guide)
+        return log_q, layout.by_unit(p.log_prob(value), self._model)
+
 
 def same(a: float | Tensor | None, b: float | Tensor | None) -> bool:
     """Whether two scales or masks are one; of two tensors in a graph being captured, assumed."""
@@ -255,6 +277,18 @@ class _StackedLatent(Latent):
     def kl(self) -> Tensor | None:
         parts = [p.kl for p in self._parts]
         return None if parts[0] is None else torch.stack(parts)
+
+    @cached_property
+    def unit_kl(self) -> Tensor | None:
+        parts = [p.unit_kl for p in self._parts]
+        return None if parts[0] is None else torch.cat(parts)
+
+    @cached_property
+    def unit_log_densities(self) -> tuple[Tensor, Tensor] | None:
+        parts = [p.unit_log_densities for p in self._parts]
+        if parts[0] is None:
+            return None
+        return torch.cat([q for q, _ in parts]), torch.cat([p for _, p in parts])
 
 
 class _StackedObserved(Observed):

@@ -8,6 +8,7 @@ Floors, each importing from lower ones only::
        nn             networks: features -> features, features -> distribution
        datasets       named data, local files, minibatches on the device
        distributions  reparameterizable families
+       kl_control     annealing, free bits, capacity, controllers of the KL
        checkpoint     states on disk: safetensors + JSON
     2  traces         running a model and a guide: the one place that imports Pyro's handlers
     3  models         Pyro programs and nothing else
@@ -24,7 +25,7 @@ Notation: ``log_weights`` log p(x, z) - log q(z|x) `[K, B]`; K ``particles``, B 
 ``posterior`` q(z|x) as a distribution; ``log_evidence`` log p(x); nats everywhere.
 """
 
-from pyrovae import bounds, datasets, distributions, models, nn, testing, traces
+from pyrovae import bounds, datasets, distributions, kl_control, models, nn, testing, traces
 from pyrovae.collapse import CollapseReport, collapse_report
 from pyrovae.em import Aggressive, Alternating, Converge, Joint, VariationalEM, adam
 from pyrovae.evidence import Evidence, log_evidence
@@ -54,6 +55,7 @@ __all__ = [
     "datasets",
     "distributions",
     "fit",
+    "kl_control",
     "load_run",
     "log_evidence",
     "models",

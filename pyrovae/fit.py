@@ -38,6 +38,7 @@ from pyrovae.em import (
     adam,
     spell_schedule,
 )
+from pyrovae.objectives import Objective
 from pyrovae.run import CHECKPOINT, Run, program_spec
 from pyrovae.traces import modules_of
 from pyrovae.traces.batches import derived_seed
@@ -148,6 +149,8 @@ def fit(
         data_size=data.size,
         clip_norm=clip_norm,
     )
+    if isinstance(em.objective, Objective):
+        em.objective.begin(data.steps)
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
@@ -329,7 +332,7 @@ class _Loop:
         for module in modules_of(self.em.model, self.em.guide):
             module.train()
         self.em.thorough = not self.history  # every datum is seen once by Pyro's own checks
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        sums = torch.zeros(())  # of the figures below, by datum
         seen = inner = rested = 0
         for index, args, kwargs in self.data.batches():
             try:
@@ -337,19 +340,19 @@ class _Loop:
             except NotFinite as error:
                 raise self._located(error, index) from None
             inner, rested = inner + record.inner_steps, rested + bool(record.converged)
-            values = torch.stack([record.elbo, record.objective, record.grad_norm])
-            sums += record.size * values.to(sums)
+            values = {"elbo": record.elbo, "objective": record.objective} | record.figures
+            values["grad_norm"] = record.grad_norm
+            stacked = record.size * torch.stack(list(values.values())).double()
+            sums = stacked if seen == 0 else sums + stacked
             seen += record.size
             self.step += 1
             if bar.update():  # it has just been drawn anew
                 bar.set_postfix_str(f"elbo {sums[0].item() / seen:.2f} nats", refresh=False)
-        elbo, objective, grad_norm = (sums / seen).tolist()
+        means = dict(zip(values, (sums / seen).tolist(), strict=True))
         record = {
             "epoch": len(self.history) + 1,
             "step": self.step,
-            "elbo": elbo,
-            "objective": objective,
-            "grad_norm": grad_norm,
+            **means,
             "lr": float(next(iter(self.em.optimizers.values())).param_groups[0]["lr"]),
         }
         if not isinstance(self.em.schedule, Joint):
@@ -362,7 +365,7 @@ class _Loop:
             record["valid_elbo"] = self.em.evaluate(*self.valid, rows=VALID_ROWS)
         for scheduler in self.schedulers.values():
             if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-                scheduler.step(-record.get("valid_elbo", elbo))
+                scheduler.step(-record.get("valid_elbo", record["elbo"]))
             else:
                 scheduler.step()
         record["seconds"] = time.perf_counter() - began
@@ -584,9 +587,11 @@ def _config(
     em: VariationalEM, data: Any, valid: Any, batch_size: int, seed: int, clip_norm: float | None
 ) -> dict[str, Any]:
     objective = {
-        k: v.item() if isinstance(v, Tensor) else v
+        k: v.describe() if hasattr(v, "describe") else v.item() if isinstance(v, Tensor) else v
         for k, v in vars(em.objective).items()
-        if isinstance(v, (bool, int, str, Tensor)) or (isinstance(v, float) and v != float("inf"))
+        if isinstance(v, (bool, int, str, Tensor))
+        or (isinstance(v, float) and v != float("inf"))
+        or hasattr(v, "describe")
     }
     # a bound on plate nesting is learnt in the first step of Pyro's losses, not chosen
     objective.pop("max_plate_nesting", None)

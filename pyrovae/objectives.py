@@ -31,8 +31,9 @@ import torch
 from torch import Tensor
 
 from pyrovae import bounds
+from pyrovae.kl_control import FreeBits, Schedule
 from pyrovae.traces import Latent, Plan, Terms, plan_particles, same, terms
-from pyrovae.traces.errors import check_per_datum, not_reparameterized
+from pyrovae.traces.errors import check_per_datum, no_units, not_reparameterized
 
 __all__ = ["ELBO", "IWAE", "Objective", "Renyi"]
 
@@ -125,6 +126,62 @@ class Objective(pyro.infer.ELBO):
         """Whether the value of what is differentiated is the bound: nothing is scaled."""
         return all(_is_one(weight) for weight in _weights(terms))
 
+    # What moves from step to step --------------------------------------------------------------
+
+    @property
+    def schedules(self) -> dict[str, Schedule]:
+        """The arguments that move by themselves, by name; none here."""
+        return {}
+
+    def begin(self, steps_per_epoch: int | None = None) -> None:
+        """Put every schedule back to its start, for a new run of so many steps an epoch."""
+        for schedule in self.schedules.values():
+            schedule.begin(steps_per_epoch)
+
+    def advance(self, kl: Tensor | None = None) -> None:
+        """Tell every schedule that a training step was made, with a mean KL of `kl` nats.
+
+        :class:`~pyrovae.VariationalEM`, ``fit`` and ``SVI`` do so; a loop of one's own around
+        ``differentiable_loss`` calls it after the optimizer.
+        """
+        for schedule in self.schedules.values():
+            schedule.advance(kl)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of every schedule, for a checkpoint."""
+        return {name: schedule.state_dict() for name, schedule in self.schedules.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            ValueError: It is not that of these schedules.
+        """
+        own = self.schedules
+        if own.keys() != state.keys():
+            raise ValueError(
+                f"{type(self).__name__}: the saved state has schedules for {sorted(state)}, this "
+                f"objective for {sorted(own)}. Expected: the objective that was trained with."
+            )
+        for name, schedule in own.items():
+            schedule.load_state_dict(state[name])
+
+    def figures(self, terms: Terms, total: float | None = None) -> dict[str, Tensor]:
+        """What a history keeps of a step beside the bound, scalars: the mean ``kl``, nats a datum.
+
+        A global latent's KL is shared out as in :meth:`bound_of`.
+        """
+        share = total or terms.plate.full_size
+        with torch.no_grad():
+            kl = terms.log_likelihood.new_zeros(())
+            for latent in terms.latents.values():
+                mean = (latent.inner_scale * self._mean_kl(latent)).mean()
+                kl = kl + (mean / share if latent.is_global else mean)
+        return {"kl": kl}
+
+    def _mean_kl(self, latent: Latent) -> Tensor:
+        return _mean(latent.sampled_kl)
+
     def _plan(self, model: AnyProgram, guide: AnyProgram, args: Any, kwargs: Any) -> Plan:
         learnt = self._learnt
         if learnt is None or learnt[0] != model or learnt[1] != guide:
@@ -150,11 +207,17 @@ class Objective(pyro.infer.ELBO):
     def loss_and_grads(
         self, model: AnyProgram, guide: AnyProgram, *args: Any, **kwargs: Any
     ) -> float:
-        """Minus the surrogate, as a number; adds its gradients to every parameter's ``.grad``."""
+        """Minus the surrogate, as a number; adds its gradients to every parameter's ``.grad``.
+
+        It is a training step: schedules move.
+        """
         with torch.enable_grad():
-            loss = self.differentiable_loss(model, guide, *args, **kwargs)
+            terms = self.terms(model, guide, *args, **kwargs)
+            loss = -self.surrogate_of(terms)
             if loss.requires_grad:
                 loss.backward(retain_graph=self.retain_graph)
+        if self.schedules:
+            self.advance(self.figures(terms)["kl"])
         return loss.item()
 
     def _get_trace(self, model: AnyProgram, guide: AnyProgram, args: Any, kwargs: Any) -> Any:
@@ -171,16 +234,23 @@ class ELBO(Objective):
 
     With ``analytic_kl=True`` a site's KL is closed-form if torch knows it *and* the site's prior
     depends on nothing drawn from the site in the guide; otherwise that site is sampled. The
-    surrogate has the KL weight, free bits and every ``poutine.scale``; :meth:`per_datum` has none
-    of them.
+    surrogate has the KL weight, free bits, capacity and every ``poutine.scale``; :meth:`per_datum`
+    has none of them.
 
     Args:
         analytic_kl: Estimator B where valid; False is estimator A throughout.
-        kl_weight: lambda; a number or a 0-d tensor, may be 0, may be changed between steps.
+        kl_weight: lambda; a number or a 0-d tensor, may be 0, may be changed between steps; or
+            one of :mod:`pyrovae.kl_control`, which changes by itself.
         free_bits: Nats a latent site may use at no cost: its KL, averaged over the batch, is
-            replaced by ``free_bits`` where smaller (Kingma et al. 2016, arXiv:1606.04934).
+            replaced by ``free_bits`` where smaller (Kingma et al. 2016, arXiv:1606.04934). Per
+            unit or group of units: :class:`pyrovae.kl_control.FreeBits`.
         particles: K, draws a datum.
         data_plate: Name of the plate over data.
+        capacity: C, a number or one of :mod:`pyrovae.kl_control`: instead of
+            :math:`\lambda \, \mathrm{KL}` the penalty is
+            :math:`\lambda \, |\overline{\mathrm{KL}} - C|`, the bar being the mean over the batch
+            of the KL of all latents of a datum (Burgess et al. 2018, arXiv:1804.03599, who write
+            gamma for lambda, 100 to 1000). Global latents keep their KL as it is.
 
     Source: Kingma & Welling (2014), arXiv:1312.6114.
 
@@ -189,30 +259,58 @@ class ELBO(Objective):
         >>> from pyro.infer import SVI
         >>> vae = pv.models.VAE(data_shape=64, latent=2, hidden=16)
         >>> svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), pv.ELBO())
+        >>> annealed = pv.ELBO(kl_weight=pv.kl_control.Linear(epochs=10))
     """
 
     def __init__(
         self,
         analytic_kl: bool = True,
-        kl_weight: float | Tensor = 1.0,
-        free_bits: float = 0.0,
+        kl_weight: float | Tensor | Schedule = 1.0,
+        free_bits: float | FreeBits = 0.0,
         particles: int = 1,
         data_plate: str | None = None,
+        *,
+        capacity: float | Tensor | Schedule | None = None,
     ) -> None:
         super().__init__(particles, data_plate)
-        if not isinstance(kl_weight, Tensor) and not 0 <= kl_weight < float("inf"):
-            raise ValueError(f"ELBO: kl_weight must be finite and at least 0, got {kl_weight}.")
-        if not 0 <= free_bits < float("inf"):
-            raise ValueError(
-                f"ELBO: free_bits must be finite and at least 0 nats, got {free_bits}."
-            )
+        _check_number("kl_weight", kl_weight)
+        if not isinstance(free_bits, FreeBits):
+            _check_number("free_bits", free_bits)
+        if capacity is not None:
+            _check_number("capacity", capacity)
+            if free_bits != 0:
+                raise ValueError(
+                    "ELBO: free_bits and capacity both say how large the KL is to be. "
+                    "Expected: one of them."
+                )
+        if capacity is kl_weight:
+            raise ValueError("ELBO: kl_weight and capacity need a schedule each.")
         self.analytic_kl = analytic_kl
         self.kl_weight = kl_weight
         self.free_bits = free_bits
+        self.capacity = capacity
+
+    @property
+    def schedules(self) -> dict[str, Schedule]:
+        """Those of ``kl_weight`` and ``capacity`` that move by themselves."""
+        named = {"kl_weight": self.kl_weight, "capacity": self.capacity}
+        return {name: value for name, value in named.items() if isinstance(value, Schedule)}
 
     def is_bound(self, terms: Terms) -> bool:
-        """Whether nothing is annealed, freed or scaled."""
-        return _is_one(self.kl_weight) and self.free_bits == 0 and super().is_bound(terms)
+        """Whether nothing is annealed, freed, held to a capacity or scaled."""
+        plain = _is_one(self.kl_weight) and self.free_bits == 0 and self.capacity is None
+        return plain and super().is_bound(terms)
+
+    def figures(self, terms: Terms, total: float | None = None) -> dict[str, Tensor]:
+        """The mean ``kl``, nats a datum, and the ``kl_weight`` and ``capacity`` in force."""
+        found = super().figures(terms, total)
+        found["kl_weight"] = _now(self.kl_weight, found["kl"])
+        if self.capacity is not None:
+            found["capacity"] = _now(self.capacity, found["kl"])
+        return {name: torch.as_tensor(v).to(found["kl"]) for name, v in found.items()}
+
+    def _mean_kl(self, latent: Latent) -> Tensor:
+        return self._kl(latent, weighted=False)
 
     def _kl(self, latent: Latent, weighted: bool) -> Tensor:
         """KL of one site, averaged over particles: `[B]`, or a scalar for a global site."""
@@ -236,15 +334,25 @@ class ELBO(Objective):
         return bound
 
     def objective(self, terms: Terms) -> Tensor:
-        """The bound with the KL weight, free bits and the programs' own scales, `[B]`."""
+        """The bound with the control of its KL and the programs' own scales, `[B]`."""
         sites = [site for site in terms.observed.values() if not site.is_global]
         total = _times(sites[0].weight, _mean(sites[0].log_prob))
         for site in sites[1:]:
             total = total + _times(site.weight, _mean(site.log_prob))
+        if self.capacity is not None:
+            return total - self._missed(terms)
         for latent in terms.local_latents:
-            kl = self._freed(self._kl(latent, weighted=True))
-            total = total - _times(self.kl_weight, kl)
+            kl = self._freed(latent)
+            total = total - _times(_now(self.kl_weight, kl), kl)
         return total
+
+    def _missed(self, terms: Terms) -> Tensor | float:
+        """How far the mean KL is from the capacity, weighted: a scalar."""
+        each = [self._kl(latent, weighted=True) for latent in terms.local_latents]
+        if not each:
+            return 0.0
+        kl = sum(each[1:], each[0]).mean()
+        return _times(_now(self.kl_weight, kl), (kl - _now(self.capacity, kl)).abs())
 
     def global_objective(self, terms: Terms) -> Tensor | float:
         """Global terms, their KL weighted and freed like the others."""
@@ -253,7 +361,11 @@ class ELBO(Objective):
             if site.is_global:
                 total = total + (site.weight * site.log_prob).mean()
         for latent in terms.global_latents:
-            total = total - self.kl_weight * self._freed(self._kl(latent, weighted=True))
+            if self.capacity is not None:
+                total = total - self._kl(latent, weighted=True)
+                continue
+            kl = self._freed(latent)
+            total = total - _times(_now(self.kl_weight, kl), kl)
         return total
 
     def global_bound(self, terms: Terms) -> Tensor | float:
@@ -265,10 +377,29 @@ class ELBO(Objective):
             total = total - latent.inner_scale * self._kl(latent, weighted=False)
         return total
 
-    def _freed(self, kl: Tensor) -> Tensor:
-        if self.free_bits == 0:
+    def _freed(self, latent: Latent) -> Tensor:
+        """The KL of a site with what is free: `[B]`, or a scalar for a global site."""
+        free = self.free_bits
+        if isinstance(free, FreeBits) and free.per != "site":
+            kl = free.of(self._unit_kl(latent))
+            return kl.squeeze(0) if latent.is_global else kl
+        kl = self._kl(latent, weighted=True)
+        if free == 0:
             return kl
-        return torch.where(kl.mean() > self.free_bits, kl, torch.full_like(kl, self.free_bits))
+        nats = free.nats if isinstance(free, FreeBits) else free
+        return torch.where(kl.mean() > nats, kl, torch.full_like(kl, nats))
+
+    def _unit_kl(self, latent: Latent) -> Tensor:
+        """KL of each unit of a site, averaged over particles and weighted: `[B or 1, D]`."""
+        kl = latent.unit_kl if self.analytic_kl else None
+        if kl is not None:
+            return _times(_by_datum(latent.weight), _mean(kl))
+        densities = latent.unit_log_densities
+        if densities is None:
+            raise no_units(latent.name, latent.posterior, latent.prior)
+        log_q, log_p = densities
+        weight, prior_weight = _by_datum(latent.weight), _by_datum(latent.prior_weight)
+        return _mean(_times(weight, log_q) - _times(prior_weight, log_p))
 
 
 class _MultiSample(Objective):
@@ -414,8 +545,23 @@ def _times(weight: float | Tensor, value: Tensor) -> Tensor:
     return value if _is_one(weight) else weight * value
 
 
-def _is_one(weight: float | Tensor) -> bool:
-    return not isinstance(weight, Tensor) and weight == 1
+def _is_one(weight: float | Tensor | Schedule) -> bool:
+    return not isinstance(weight, Tensor | Schedule) and weight == 1
+
+
+def _now(value: float | Tensor | Schedule, like: Tensor) -> float | Tensor:
+    """A number, or what a schedule says it is at this step."""
+    return value.like(like) if isinstance(value, Schedule) else value
+
+
+def _by_datum(weight: float | Tensor) -> float | Tensor:
+    """A weight in front of `[B, D]`."""
+    return weight.unsqueeze(-1) if isinstance(weight, Tensor) and weight.dim() else weight
+
+
+def _check_number(name: str, value: float | Tensor | Schedule) -> None:
+    if not isinstance(value, Tensor | Schedule) and not 0 <= value < float("inf"):
+        raise ValueError(f"ELBO: {name} must be finite and at least 0, got {value}.")
 
 
 def _weights(terms: Terms) -> Iterator[float | Tensor]:

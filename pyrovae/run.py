@@ -34,8 +34,9 @@ class Run:
         model: The model, carrying its parameters with it wherever it is called.
         guide: The guide, likewise.
         history: One dictionary an epoch, with keys ``epoch``, ``step``, ``elbo`` (the true bound,
-            nats a datum), ``objective`` (what was maximized), ``valid_elbo``, ``lr``,
-            ``grad_norm`` and ``seconds``.
+            nats a datum), ``objective`` (what was maximized), ``kl`` (mean KL(q || p), nats a
+            datum), ``kl_weight``, ``valid_elbo``, ``lr``, ``grad_norm`` and ``seconds``; means
+            over the steps of the epoch.
         path: The folder of the run, or None.
         config: What was run: sizes, seeds, versions, data.
     """

@@ -103,6 +103,14 @@ def test_unknown_names_come_with_the_nearest_known_one(arguments, nearest, tmp_p
         (["train", "--resume"], "--out"),
         (["train", "--resume", "--out", "nothing"], "holds no run"),
         (["train", "--objective", "iwae", "--kl-weight", "0.5"], "--objective elbo"),
+        (["train", "--objective", "iwae", "--warm-up", "3"], "--warm-up: for --objective elbo"),
+        (["train", "--target-kl", "3", "--warm-up", "3"], "not with --warm-up"),
+        (["train", "--target-kl", "0"], "nats must be finite, above 0"),
+        (["train", "--warm-up-shape", "sigmod", "--warm-up", "3"], "'sigmoid'"),
+        (["train", "--warm-up-shape", "sigmoid"], "needs --warm-up"),
+        (["train", "--free-bits", "1", "--free-bits-per", "unti"], "'unit'"),
+        (["train", "--free-bits", "1", "--free-bits-per", "0"], "per must be"),
+        (["train", "--free-bits", "1", "--capacity", "5"], "one of them"),
         (["train", "--device", "gpu"], "cpu, cuda"),
         (["train", "--data", "faces.npy"], "no file faces.npy"),
         (["train", "--likelihood", "bernoulli"], "--binarize dynamic"),
@@ -188,6 +196,38 @@ def test_a_run_stopped_by_the_clock_resumes_to_the_last_bit(tmp_path):
     assert [r["elbo"] for r in one.history] == [r["elbo"] for r in other.history]
     assert all(torch.equal(p, other.params[name]) for name, p in one.params.items())
     assert read(tmp_path / "stopped" / "train.json")["hidden"] == "8"
+
+
+@pytest.mark.parametrize(
+    ("options", "objective"),
+    [
+        (["--warm-up", "3"], {"kl_weight": ("Linear", 3.0)}),
+        (["--warm-up", "3", "--warm-up-shape", "cyclical"], {"kl_weight": ("Cyclical", 3.0)}),
+        (
+            ["--kl-weight", "20", "--capacity", "4", "--warm-up", "3"],
+            {"capacity": ("Linear", 3.0)},
+        ),
+        (["--target-kl", "2"], {"kl_weight": ("TargetRate", None)}),
+        (["--free-bits", "0.1", "--free-bits-per", "unit"], {"free_bits": (None, None)}),
+    ],
+    ids=lambda v: v[0] if isinstance(v, list) else "",
+)
+def test_kl_control_is_kept_and_rebuilt_to_the_last_bit(options, objective, tmp_path):
+    """Two epochs and two more are four: the schedule goes on where it was."""
+    common = [*TINY, *options, "--evaluate", "0", "--lr-schedule", "constant"]
+    good("train", *common, "--epochs", "4", "--out", "whole")
+    good("train", *common, "--epochs", "2", "--out", "parts")
+    good("train", "--resume", "--epochs", "4", "--evaluate", "0", "--out", "parts")
+    timing = lambda line: {k: v for k, v in json.loads(line).items() if k != "seconds"}  # noqa: E731
+    whole, parts = (
+        [timing(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("whole", "parts")
+    )
+    assert whole == parts
+    kept = read(tmp_path / "parts" / "config.json")["objective"]
+    for name, (kind, epochs) in objective.items():
+        assert kept[name].get("name") == kind
+        assert kept[name].get("epochs") == epochs
 
 
 def test_resume_with_other_settings_is_refused_and_changes_nothing(tmp_path):

@@ -75,7 +75,29 @@ ObjectiveParticles = Annotated[
     ),
 ]
 KLWeight = Annotated[float, typer.Option(help="Weight of the KL in the ELBO.", min=0.0)]
+WarmUp = Annotated[
+    float | None,
+    typer.Option(help="Epochs in which --kl-weight (or --capacity) is reached from 0.", min=0.0),
+]
+WarmUpShape = Annotated[
+    str,
+    typer.Option(help="linear, sigmoid or cyclical (four times, each half of it rising)."),
+]
+TargetKL = Annotated[
+    float | None,
+    typer.Option("--target-kl", help="Steer the KL weight, from 0 to 1, to so many nats of KL."),
+]
+Capacity = Annotated[
+    float | None,
+    typer.Option(
+        help="Penalize the distance of the KL from so many nats, --kl-weight times.", min=0.0
+    ),
+]
 FreeBits = Annotated[float, typer.Option(help="Nats of KL at no cost.", min=0.0)]
+FreeBitsPer = Annotated[
+    str,
+    typer.Option(help="What --free-bits are for: site (all of z), unit, or a number of units."),
+]
 Epochs = Annotated[
     int | None,
     typer.Option(help="Passes over the data. [default: 400 on digits, else 100]", min=1),

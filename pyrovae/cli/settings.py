@@ -22,6 +22,7 @@ from pyrovae import distributions
 from pyrovae.checkpoint import write_atomic
 from pyrovae.datasets import Dataset, check_choice
 from pyrovae.em import OptimizerFactory, adam
+from pyrovae.kl_control import Cyclical, FreeBits, Linear, Sigmoid, TargetRate
 from pyrovae.models import VAE
 from pyrovae.models.likelihoods import likelihood_names
 from pyrovae.objectives import ELBO, IWAE, Objective
@@ -41,6 +42,8 @@ _ARGUMENT = {
 }
 _OWN_DEFAULT = ("made", "window")  # their argument may be left out
 _BINARY = ("bernoulli", "made", "window")
+_KL = ("kl_weight", "warm_up", "target_kl", "capacity", "free_bits")
+_WARM_UPS = {"linear": Linear, "sigmoid": Sigmoid, "cyclical": Cyclical}
 
 
 @dataclasses.dataclass
@@ -57,7 +60,12 @@ class Settings:
     objective: str = "elbo"
     particles: int | None = None
     kl_weight: float = 1.0
+    warm_up: float | None = None
+    warm_up_shape: str = "linear"
+    target_kl: float | None = None
+    capacity: float | None = None
     free_bits: float = 0.0
+    free_bits_per: str = "site"
     epochs: int | None = None
     batch_size: int = 100
     lr: float | None = None
@@ -98,8 +106,7 @@ class Settings:
         check_choice("--optimizer", self.optimizer, ["adam", "adagrad"])
         check_choice("--lr-schedule", self.lr_schedule, ["constant", "cosine", "burda"])
         check_choice("--binarize", self.binarize, ["dynamic", "fixed", "none", None])
-        if self.objective == "iwae" and (self.kl_weight != 1 or self.free_bits != 0):
-            raise ValueError("--kl-weight and --free-bits belong to --objective elbo.")
+        self._check_kl()
         for name in ("lr", "minutes", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -110,6 +117,21 @@ class Settings:
             raise ValueError("--patience needs data to judge by and an epoch: add --valid 0.1.")
         self.widths()
         self.torch_device()
+
+    def _check_kl(self) -> None:
+        check_choice("--warm-up-shape", self.warm_up_shape, list(_WARM_UPS))
+        used = [
+            f"--{n.replace('_', '-')}" for n in _KL if getattr(self, n) != getattr(Settings, n)
+        ]
+        if self.objective == "iwae" and used:
+            raise ValueError(f"{' and '.join(used)}: for --objective elbo only.")
+        clash = {"--kl-weight", "--warm-up", "--capacity"}.intersection(used)
+        if self.target_kl is not None and clash:
+            raise ValueError(f"--target-kl sets the weight itself: not with {min(clash)}.")
+        if self.warm_up_shape != "linear" and not self.warm_up:
+            raise ValueError("--warm-up-shape needs --warm-up, the epochs it takes.")
+        if self.objective == "elbo":
+            self.objective_of()  # what is out of range says so
 
     def _fill(self) -> None:
         self.latent = self.latent or _LATENT.get(self.data, 20)
@@ -183,7 +205,30 @@ class Settings:
         """What is maximized."""
         if self.objective == "iwae":
             return IWAE(self.particles)
-        return ELBO(kl_weight=self.kl_weight, free_bits=self.free_bits, particles=self.particles)
+        weight: Any = self.kl_weight
+        capacity: Any = self.capacity
+        if self.target_kl is not None:
+            weight = TargetRate(self.target_kl)
+        elif self.warm_up:
+            rising = _WARM_UPS[self.warm_up_shape]
+            if capacity is None:
+                weight = rising(0.0, weight, epochs=self.warm_up)
+            else:
+                capacity = rising(0.0, capacity, epochs=self.warm_up)
+        return ELBO(
+            kl_weight=weight,
+            free_bits=self._free_bits(),
+            capacity=capacity,
+            particles=self.particles or 1,
+        )
+
+    def _free_bits(self) -> float | FreeBits:
+        per: Any = self.free_bits_per
+        if per != "unit" and not per.isdigit():
+            check_choice("--free-bits-per", per, ["site", "unit"])
+        if per == "site" or self.free_bits == 0:
+            return self.free_bits
+        return FreeBits(self.free_bits, per if per == "unit" else int(per))
 
     def optimizer_of(self) -> OptimizerFactory:
         """`params -> torch.optim.Optimizer`, one fused kernel a step."""

@@ -1,7 +1,7 @@
 r"""Schedules: which role steps when, and on which data.
 
-EM climbs :math:`\log p(x)` because its E-step is exact. With an amortized q(z|x; phi) the E-step is
-a number of gradient steps in phi, and a schedule says how many before the model moves:
+EM climbs :math:`\log p(x)` because its E-step is exact. With an amortized q(z|x; phi) the E-step
+is a number of gradient steps in phi, and a schedule says how many before the model moves:
 
 * :class:`Joint`: both roles at once, a step a batch (auto-encoding variational Bayes);
 * :class:`Alternating`: so many E-steps, then so many M-steps;
@@ -356,9 +356,7 @@ class Aggressive(Schedule):
                 "none. Expected: validation data at the end of an epoch. Try: valid=0.1 in "
                 "pv.fit; em.end_epoch(x_valid); or pv.Aggressive(stop=5), so many epochs."
             )
-        rows = next(
-            (len(a) for a in (*valid.args, *valid.kwargs.values()) if _is_data(a)), None
-        )
+        rows = next((len(a) for a in (*valid.args, *valid.kwargs.values()) if _is_data(a)), None)
         size = self.reference if self.by_batch and rows is not None else None
         parts = [valid] if size is None else list(_pieces(valid, rows, size))
         total = weight = 0.0

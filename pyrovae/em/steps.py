@@ -57,6 +57,7 @@ class StepRecord:
             The numbers above are of that move.
         inner_steps: E-steps taken before it.
         converged: Whether the E-steps came to rest, where the schedule looks.
+        figures: What else the objective says of the move (``kl``, ``kl_weight``), scalars.
     """
 
     elbo: Tensor
@@ -66,6 +67,7 @@ class StepRecord:
     role: str = "joint"
     inner_steps: int = 0
     converged: bool | None = None
+    figures: dict[str, Tensor] = field(default_factory=dict)
 
 
 class NotFinite(FloatingPointError):

@@ -104,6 +104,8 @@ class VariationalEM:
         _check_objective(objective, self.schedule)
         self.model, self.guide = model, guide
         self.objective = ELBO() if objective is None else objective
+        if isinstance(self.objective, Objective):
+            self.objective.begin()
         self.data_size = data_size
         self.clip_norm = clip_norm
         self.scope = ParamScope()
@@ -217,7 +219,10 @@ class VariationalEM:
         """
         self.prepare(*args, **kwargs)
         fresh = self._fresh(batches)
-        return self.schedule.step(self, Batch(args, kwargs), fresh, self.schedule_state)
+        record = self.schedule.step(self, Batch(args, kwargs), fresh, self.schedule_state)
+        if isinstance(self.objective, Objective):
+            self.objective.advance(record.figures.get("kl"))
+        return record
 
     def e_step(self, *args: Any, **kwargs: Any) -> StepRecord:
         """Move the guide once on a batch; the model's weights, gradients and buffers stay."""
@@ -305,7 +310,8 @@ class VariationalEM:
                 elbo = objective.bound_of(terms, scale * plate.size).mean()
         if not torch.isfinite(maximized):
             raise _which_datum(objective, terms)
-        return StepRecord(elbo, maximized, plate.size)
+        figures = objective.figures(terms, scale * plate.size)
+        return StepRecord(elbo, maximized, plate.size, figures=figures)
 
     def _pyro_backward(self, args: Any, kwargs: Any, leaves: list[Tensor] | None) -> StepRecord:
         programs, size = self._scaled_programs(args, kwargs)
@@ -327,8 +333,7 @@ class VariationalEM:
         total = plate.full_size if own else (self.data_size or size)
         factor = 1.0 if own else total / size
         return [
-            with_data_scale(program, plate.name, factor, 1 / total)
-            for program in self._programs
+            with_data_scale(program, plate.name, factor, 1 / total) for program in self._programs
         ], size
 
     def _plate_size(self, args: Any, kwargs: Any) -> int:
@@ -412,8 +417,13 @@ class VariationalEM:
     # State -------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Parameters, buffers, optimizers, schedule: dictionaries of tensors and plain values."""
+        """Parameters, buffers, optimizers, what schedule and objective remember.
+
+        Nested dictionaries of tensors and plain values.
+        """
+        pyrovaes = isinstance(self.objective, Objective)
         return {
+            "objective": self.objective.state_dict() if pyrovaes else {},
             "params": {role: dict(leaves) for role, leaves in self.params.items()},
             "buffers": self.buffers,
             "optimizers": {role: o.state_dict() for role, o in self.optimizers.items()},
@@ -430,6 +440,8 @@ class VariationalEM:
         for role, saved in state["optimizers"].items():
             self.optimizers[role].load_state_dict(saved)
         self.schedule_state = self.schedule_state | dict(state.get("schedule", {}))
+        if isinstance(self.objective, Objective):
+            self.objective.load_state_dict(state.get("objective", {}))
 
     def load_params(
         self, params: dict[str, dict[str, Tensor]], buffers: dict[str, Tensor]

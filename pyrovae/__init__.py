@@ -27,7 +27,16 @@ Notation: ``log_weights`` log p(x, z) - log q(z|x) `[K, B]`; K ``particles``, B 
 
 from pyrovae import bounds, datasets, distributions, kl_control, models, nn, testing, traces
 from pyrovae.collapse import CollapseReport, collapse_report
-from pyrovae.em import Aggressive, Alternating, Converge, Joint, VariationalEM, adam
+from pyrovae.em import (
+    EM,
+    Aggressive,
+    Alternating,
+    Converge,
+    GradientMStep,
+    Joint,
+    VariationalEM,
+    adam,
+)
 from pyrovae.evidence import Evidence, log_evidence
 from pyrovae.fit import fit
 from pyrovae.objectives import ELBO, IWAE, Renyi
@@ -42,7 +51,9 @@ __all__ = [
     "CollapseReport",
     "Converge",
     "ELBO",
+    "EM",
     "Evidence",
+    "GradientMStep",
     "IWAE",
     "Joint",
     "Renyi",

@@ -1,5 +1,7 @@
-"""Variational EM: which parameters step when."""
+"""EM: exact where the posterior is known, variational elsewhere; which parameters step when."""
 
+from pyrovae.em.exact import EM, ExactModel, HalfStep
+from pyrovae.em.gradient import GradientMStep
 from pyrovae.em.schedules import Aggressive, Alternating, Converge, Joint, Schedule
 from pyrovae.em.spelling import parse_schedule, spell_schedule
 from pyrovae.em.steps import Batch, NotFinite, StepRecord
@@ -10,6 +12,10 @@ __all__ = [
     "Alternating",
     "Batch",
     "Converge",
+    "EM",
+    "ExactModel",
+    "GradientMStep",
+    "HalfStep",
     "Joint",
     "NotFinite",
     "OptimizerFactory",

@@ -7,7 +7,6 @@ taken by `log1mexp` and never through z near 0 or 1, where a power of z has no d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from numbers import Number
 
 import pyro.distributions as dist
@@ -129,10 +128,6 @@ class Kumaraswamy(Hazard, dist.Kumaraswamy):
         a, b, x = self.concentration1, self.concentration0, self._log_inside(z)
         return torch.log(a * b) - (a - 1) * x - log1mexp(a * x)
 
-    def _mean_of(self, f: Callable[[Tensor], Tensor]) -> Tensor:
-        a, b = self.concentration1.double(), self.concentration0.double()
-        return exponential_mean(lambda t: f(torch.exp(log1mexp(t / b) / a)), a)
-
     def _log_moment(self, n: int) -> Tensor:
         """Return log E[z^n], of Gamma(1 + n/a) Gamma(1 + b) / Gamma(1 + n/a + b); float64."""
         x, b = n / self.concentration1.double(), self.concentration0.double()
@@ -143,19 +138,33 @@ class Kumaraswamy(Hazard, dist.Kumaraswamy):
     def mean(self) -> Tensor:
         return self._log_moment(1).exp().to(self.concentration1.dtype)
 
+    def _log_spread(self) -> Tensor:
+        r"""Return log(E[z^2] / E[z]^2), a third difference of log-Gamma; float64.
+
+        By Malmsten's integral of log-Gamma every part of it is positive, with x = 1/a:
+
+        .. math:: \int_0^\infty e^{-t}\,\frac{(1 - e^{-bt})(1 - e^{-xt})^2}{t\,(1 - e^{-t})}\,dt.
+
+        Where x is large the moments themselves do not cancel.
+        """
+        x, b = 1 / self.concentration1.double(), self.concentration0.double()
+
+        def part(t: Tensor) -> Tensor:
+            return torch.expm1(-b * t) * torch.expm1(-x * t).square() / (t * torch.expm1(-t))
+
+        first = self._log_moment(1)
+        apart = self._log_moment(2) - 2 * first
+        return torch.where(apart > -0.5 * first, apart, exponential_mean(part, b))
+
     @property
     def variance(self) -> Tensor:
-        first, second = self._log_moment(1), self._log_moment(2)
-        spread = second - 2 * first  # log(1 + variance / mean^2)
-        apart = spread > -0.1 * first  # else the two logarithms cancel
-        wide = log1mexp(torch.where(apart, spread, 1.0)) + torch.where(apart, second, 0.0)
-        m = first.exp()
-        near = self._mean_of(lambda z: (z - m).square())
-        return torch.where(apart, wide.exp(), near).to(self.concentration1.dtype)
+        variance = -self._log_moment(2).exp() * torch.expm1(-self._log_spread())
+        return variance.to(self.concentration1.dtype)
 
     @property
     def stddev(self) -> Tensor:
-        return self.variance.sqrt()
+        spread = (-torch.expm1(-self._log_spread())).sqrt()
+        return ((0.5 * self._log_moment(2)).exp() * spread).to(self.concentration1.dtype)
 
     @property
     def mode(self) -> Tensor:

@@ -173,13 +173,15 @@ class Weibull(Hazard, dist.Weibull):
 
     @property
     def variance(self) -> Tensor:
-        x = 1 / self.concentration
-        ratio = lgamma1p(2 * x) - 2 * lgamma1p(x)
-        return self.scale.square() * torch.exp(2 * torch.lgamma(1 + x)) * torch.expm1(ratio)
+        return self.stddev.square()
 
     @property
     def stddev(self) -> Tensor:
-        return self.variance.sqrt()
+        """The standard deviation; no part of it leaves the format before it does itself."""
+        x = 1 / self.concentration
+        spread = lgamma1p(2 * x) - 2 * lgamma1p(x)  # log(E[z^2] / E[z]^2)
+        root = torch.exp(0.25 * torch.lgamma(1 + 2 * x))
+        return self.scale * root * (-torch.expm1(-spread)).sqrt() * root
 
     def entropy(self) -> Tensor:
         """Return the differential entropy in nats, `[*batch]`."""

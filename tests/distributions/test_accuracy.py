@@ -12,7 +12,11 @@ import torch
 from pyrovae import distributions as D
 from tests.distributions import accuracy_of_integrals as integrals
 from tests.distributions.accuracy import ORACLES, worst_excess
-from tests.distributions.accuracy_of_moments import MOMENTS, worst_excess_of_moments
+from tests.distributions.accuracy_of_moments import (
+    MOMENTS,
+    worst_excess_at,
+    worst_excess_of_moments,
+)
 from tests.distributions.table import ROWS
 
 LIMIT = 4.0
@@ -72,6 +76,22 @@ def test_excess_wrong_bits_of_integrals_on_the_full_grid(family, dtype, seed):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_excess_wrong_bits_of_moments_on_the_full_grid(family, dtype):
     check(worst_excess_of_moments(family, dtype, draws=1000, seed=2))
+
+
+POINTS = {
+    # nearly all of the mass is nearly at 1: (z - mean)^2 is not to be taken
+    D.Kumaraswamy: [(11.5, 0.008), (1e3, 1e-3), (1e3, 1e3), (1e-3, 1e-3), (0.004, 28.0)],
+    # a factor of the variance underflows or overflows, and the variance does not
+    D.LogNormal: [(-62.25, 4.875), (-579.0, 18.3), (88.5, 0.04)],
+    # the variance overflows, the standard deviation does not
+    D.Weibull: [(4.8, 0.0516), (0.01, 0.0083)],
+}
+
+
+@pytest.mark.parametrize("family", POINTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_variances_at_points_that_were_wrong(family, dtype):
+    check(worst_excess_at(family, dtype, POINTS[family]))
 
 
 QUADRATURE = {

@@ -280,6 +280,17 @@ class LogNormal(InverseCDF, dist.LogNormal):
         return self._quantile(value, False)
 
     @property
+    def stddev(self) -> Tensor:
+        """The standard deviation; no part of it leaves the format before it does itself."""
+        square = self.scale.square()
+        root = (0.5 * (self.loc + square)).exp()
+        return root * (-torch.expm1(-square)).sqrt() * root
+
+    @property
+    def variance(self) -> Tensor:
+        return self.stddev.square()
+
+    @property
     def base_dist(self) -> Distribution:
         return dist.Normal(self.loc, self.scale, validate_args=False)
 

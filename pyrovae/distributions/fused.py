@@ -47,7 +47,8 @@ class _Fused(torch.autograd.Function):
         needed = ctx.needs_input_grad[2:]
 
         def piece(*inputs: Tensor) -> tuple[Tensor | None, ...]:
-            return fast(needed, *inputs) or _by_autograd(plain, needed, *inputs)
+            value, *slopes = fast(needed, *inputs) or _by_autograd(plain, needed, *inputs)
+            return value, *(s if n else None for s, n in zip(slopes, needed, strict=True))
 
         value, *slopes = _in_pieces(piece, _alike(inputs))
         ctx.plain, ctx.has = plain, [s is not None for s in slopes]
@@ -92,7 +93,10 @@ def _alike(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def _in_pieces(
     piece: Callable[..., tuple[Tensor | None, ...]], inputs: tuple[Tensor, ...]
 ) -> tuple[Tensor | None, ...]:
-    """Apply an elementwise function of several results, to large inputs piece by piece."""
+    """Apply an elementwise function of several results, to large inputs piece by piece.
+
+    A result that is None for some pieces only is zero there.
+    """
     first = inputs[0]
     if first.numel() <= 2 * PIECE or first.is_cuda:
         return piece(*inputs)
@@ -101,11 +105,12 @@ def _in_pieces(
     results: list[Tensor | None] = []
     for i in range(0, size, PIECE):
         parts = piece(*(x[i : i + PIECE] for x in flat))
-        if not results:
-            results = [None if part is None else part.new_empty(size) for part in parts]
-        for result, part in zip(results, parts, strict=True):
-            if result is not None:
-                result[i : i + PIECE] = part
+        results = results or [None] * len(parts)
+        for j, part in enumerate(parts):
+            if part is not None and results[j] is None:
+                results[j] = part.new_zeros(size) if i else part.new_empty(size)
+            if results[j] is not None:
+                results[j][i : i + PIECE] = 0.0 if part is None else part
     return tuple(None if r is None else r.view(shape) for r in results)
 
 

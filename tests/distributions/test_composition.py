@@ -422,6 +422,17 @@ def test_dirichlet_second_derivatives_in_two_dimensions_are_betas():
     torch.testing.assert_close(second, expected, rtol=1e-7, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_a_student_draw_whose_normal_is_zero(dtype, monkeypatch):
+    """torch's is 0 once in 2^24, and the root of df/chi^2 is infinite often at small df."""
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
+    df = torch.tensor([1e-3, 0.01, 5.0], dtype=dtype, requires_grad=True)
+    z, score = C.StudentT(df).rsample_and_log_prob((50,))
+    assert (z == 0).all()
+    assert score.isfinite().all()
+    assert all(g.isfinite().all() for g in grad(z.sum() + score.sum(), df))
+
+
 # -- slow -----------------------------------------------------------------------------------------
 
 HARD = [

@@ -137,6 +137,31 @@ def test_where_fast_declines_the_plain_formula_answers():
     assert torch.autograd.grad(value.sum(), x)[0].allclose(1 / x)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_where_fast_declines_some_pieces_no_slope_is_lost(first):
+    """Of x * y, for x up to 1; a slope that is not needed is dropped, a missing one is zero."""
+
+    def fast(needed, x, y):
+        return (x * y, y, x) if x.max() < 1 else None
+
+    x = torch.linspace(0.0, 2.0, 4 * PIECE)
+    x = (x if first else x.flip(0)).requires_grad_()
+    y = torch.rand(4 * PIECE, requires_grad=True)
+    for a, b in ((x, y), (x.detach(), y), (x, y.detach())):
+        leaves = [v for v in (a, b) if v.requires_grad]
+        got = torch.autograd.grad(fused(torch.mul, fast, a, b).sum(), leaves)
+        for ours, true in zip(got, torch.autograd.grad((a * b).sum(), leaves), strict=True):
+            torch.testing.assert_close(ours, true, rtol=0, atol=0)
+
+
+def test_a_large_draw_of_which_one_piece_is_beyond_the_format():
+    df = torch.full((3 * PIECE,), 0.01, requires_grad=True)
+    z = torch.ones(3 * PIECE)
+    z[-1] = torch.inf
+    (slope,) = torch.autograd.grad(D.StudentT(df, validate_args=False).log_prob(z)[:-1].sum(), df)
+    torch.testing.assert_close(slope[:-1], slope[:1].expand(3 * PIECE - 1))
+
+
 OVERFLOWING = [
     (D.FisherSnedecor, (0.01, 0.01)),
     (D.LogNormal, (0.0, 50.0)),

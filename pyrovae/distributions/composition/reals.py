@@ -151,6 +151,7 @@ class StudentT(Univariate, dist.StudentT):
         with torch.no_grad():
             half = df / 2
             ratio = (half.log() - draw_log_gamma(half)).mul_(0.5).exp_()
+            ratio.clamp_max_(torch.finfo(ratio.dtype).max)  # once in 2^24 the normal is 0
             t = torch.randn_like(ratio).mul_(ratio)
         return fused(_plain_draw, _fast_draw, t, df, self.loc, self.scale, compiles=True)
 

@@ -18,13 +18,18 @@ import torch
 
 from pyrovae.checkpoint import CheckpointError, load_state
 from pyrovae.em import VariationalEM
-from pyrovae.models import VAE, SequenceVAE
+from pyrovae.models import VAE, AutoEncoder, CodeModel, SequenceVAE
 from pyrovae.traces import ParamScope, Scoped, evaluating, modules_of
 
 __all__ = ["Run", "load_run", "program_spec"]
 
 CHECKPOINT = ("checkpoint", "last")
-OWN = {"vae": VAE, "sequence": SequenceVAE}  # models that say how they were built, .config
+OWN = {  # models that say how they were built, .config
+    "vae": VAE,
+    "sequence": SequenceVAE,
+    "autoencoder": AutoEncoder,
+    "codes": CodeModel,
+}
 
 
 class Run:

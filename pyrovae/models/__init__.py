@@ -5,6 +5,7 @@ over a user's own. Those whose posterior is known have their closed forms too: `
 and `log_px`, which :class:`pyrovae.EM` climbs with.
 """
 
+from pyrovae.models.autoencoder import AutoEncoder, CodeModel
 from pyrovae.models.classes import NeuralMixture
 from pyrovae.models.likelihoods import likelihood_names
 from pyrovae.models.linear import FactorAnalysis, LinearGuide, ProbabilisticPCA
@@ -13,6 +14,8 @@ from pyrovae.models.sequence import SequenceVAE
 from pyrovae.models.vae import VAE
 
 __all__ = [
+    "AutoEncoder",
+    "CodeModel",
     "FactorAnalysis",
     "GaussianMixture",
     "LinearGuide",

@@ -34,6 +34,7 @@ from pyrovae.em import (
     Converge,
     GradientMStep,
     Joint,
+    SemiAmortized,
     VariationalEM,
     adam,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "Joint",
     "Renyi",
     "Run",
+    "SemiAmortized",
     "Terms",
     "VariationalEM",
     "adam",

@@ -2,7 +2,7 @@
 
 from pyrovae.em.exact import EM, ExactModel, HalfStep
 from pyrovae.em.gradient import GradientMStep
-from pyrovae.em.schedules import Aggressive, Alternating, Converge, Joint, Schedule
+from pyrovae.em.schedules import Aggressive, Alternating, Converge, Joint, Schedule, SemiAmortized
 from pyrovae.em.spelling import parse_schedule, spell_schedule
 from pyrovae.em.steps import Batch, NotFinite, StepRecord
 from pyrovae.em.variational import OptimizerFactory, VariationalEM, adam
@@ -20,6 +20,7 @@ __all__ = [
     "NotFinite",
     "OptimizerFactory",
     "Schedule",
+    "SemiAmortized",
     "StepRecord",
     "VariationalEM",
     "adam",

@@ -6,6 +6,7 @@ is a number of gradient steps in phi, and a schedule says how many before the mo
 * :class:`Joint`: both roles at once, a step a batch (auto-encoding variational Bayes);
 * :class:`Alternating`: so many E-steps, then so many M-steps;
 * :class:`Converge`: E-steps on a batch until the bound rests, then an M-step (variational EM);
+* :class:`SemiAmortized`: the posterior of each datum refined by steps of its own, then both roles;
 * :class:`Aggressive`: E-steps on fresh batches until the bound rests, then an M-step, for as long
   as the latents gain information about the data; afterwards :class:`Joint`.
 
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -27,8 +27,10 @@ from torch import Tensor
 from pyrovae.checkpoint import rng_state, set_rng_state
 from pyrovae.collapse import collapse_report
 from pyrovae.em.steps import Batch, NotFinite, StepRecord
+from pyrovae.traces import Terms
+from pyrovae.traces.refine import Refinement
 
-__all__ = ["Aggressive", "Alternating", "Converge", "Joint", "Schedule"]
+__all__ = ["Aggressive", "Alternating", "Converge", "Joint", "Schedule", "SemiAmortized"]
 
 State = dict[str, Any]
 
@@ -40,9 +42,18 @@ class Mover(Protocol):
     guide: Callable[..., Any]
 
     def take(
-        self, role: str, batch: Batch, *, clip_both: bool = False, move_buffers: bool = False
+        self,
+        role: str,
+        batch: Batch,
+        *,
+        clip_both: bool = False,
+        move_buffers: bool = False,
+        terms: Callable[[], Terms] | None = None,
     ) -> StepRecord:
         """One move of "guide", "model" or "joint"."""
+
+    def refine(self, batch: Batch, steps: int, lr: float, **options: Any) -> Refinement:
+        """Posteriors of the batch's data, improved one by one."""
 
 
 class Schedule:
@@ -130,8 +141,9 @@ class Converge(Schedule):
         max_steps: Most E-steps in a step.
         window: E-steps in a window.
         m_steps: M-steps that follow, on the same batch.
-        common_noise: Use the same random numbers in every move of a step: both roles then climb
-            one function, whose rise is no accident of the noise. The next step has new ones.
+        common_noise: Use the same random numbers in every E-step of a step, which then climb one
+            function and rest exactly; the M-steps have new ones. Only with many particles: with
+            few of them a flexible guide learns the noise instead of the posterior.
 
     If the guide's family contains the posterior and the bound is analytic in its expectations, the
     M-steps climb log p(x), as in EM (Neal & Hinton 1998, "A view of the EM algorithm").
@@ -146,7 +158,7 @@ class Converge(Schedule):
     max_steps: int = 200
     window: int = 10
     m_steps: int = 1
-    common_noise: bool = True
+    common_noise: bool = False
 
     def __post_init__(self) -> None:
         _check_counts(self, "max_steps", "window", "m_steps")
@@ -161,16 +173,15 @@ class Converge(Schedule):
         noise = _Noise(batch, self.common_noise)
         steps, converged = self._e_steps(em, batch, noise)
         for _ in range(self.m_steps):
-            with noise.again():
-                record = em.take("model", batch)
+            record = em.take("model", batch)
         record.inner_steps, record.converged = steps, converged
         return record
 
     def _e_steps(self, em: Mover, batch: Batch, noise: _Noise) -> tuple[int, bool]:
         window, before = _Window(), -math.inf
         for number in range(1, self.max_steps + 1):
-            with noise.again():
-                record = _inner(em, batch, number)
+            noise.again()
+            record = _inner(em, batch, number)
             window.add(record.objective, 1.0)
             if number % self.window == 0:
                 mean = window.mean()
@@ -382,6 +393,70 @@ class Aggressive(Schedule):
         return total / weight
 
 
+@dataclass(frozen=True)
+class SemiAmortized(Schedule):
+    r"""Refine the posterior of each datum of the batch by gradient steps, then move both roles.
+
+    The posterior starts at the guide's and takes `steps` steps on its own parameters
+    (:class:`pyrovae.traces.refine.Refinement`); the model moves on draws from where they end. The
+    guide moves on the bound at the start, or, with `through`, along with the model on the bound at
+    the end, whose gradient then goes back through the steps.
+
+    Args:
+        steps: Refinement steps a batch.
+        lr: Their size; a location counts in units of its scale, a scale by its logarithm.
+        momentum: Of the steps.
+        clip_norm: Clip each datum's gradient in them at this Euclidean norm.
+        through: Train end to end, which needs second derivatives of both programs.
+
+    The record's bound is that of the refined posterior. ``valid_elbo`` in ``fit`` and everything
+    that is evaluated later uses the guide as it is, without refinement.
+
+    Source: Kim, Wiseman, Miller, Sontag & Rush (2018), arXiv:1802.02550.
+
+    Example:
+        >>> import pyrovae as pv
+        >>> pv.SemiAmortized(steps=20).lr
+        0.1
+    """
+
+    steps: int = 10
+    lr: float = 0.1
+    momentum: float = 0.0
+    clip_norm: float = 5.0
+    through: bool = False
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "steps")
+        for name in ("lr", "clip_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"SemiAmortized: {name} must be positive and finite, "
+                    f"got {getattr(self, name)}."
+                )
+        if not 0 <= self.momentum < 1:
+            raise ValueError(
+                f"SemiAmortized: momentum must be at least 0 and below 1, got {self.momentum}."
+            )
+
+    def step(
+        self, em: Mover, batch: Batch, fresh: Iterator[Batch] | None, state: State
+    ) -> StepRecord:
+        if not self.through:
+            em.take("guide", batch)
+        refined = em.refine(
+            batch,
+            self.steps,
+            self.lr,
+            momentum=self.momentum,
+            clip_norm=self.clip_norm,
+            create_graph=self.through,
+        )
+        record = em.take("joint" if self.through else "model", batch, terms=refined.terms)
+        record.inner_steps = self.steps
+        return record
+
+
 class _Window:
     """A running mean, kept on the device until it is asked for."""
 
@@ -398,19 +473,17 @@ class _Window:
 
 
 class _Noise:
-    """The random numbers of a step: the same for each move in it, or not."""
+    """The random numbers of the E-steps of a step: the same for each of them, or not."""
 
     def __init__(self, batch: Batch, common: bool) -> None:
         tensors = [a for a in (*batch.args, *batch.kwargs.values()) if isinstance(a, Tensor)]
         self.device = tensors[0].device if tensors else torch.device("cpu")
         self.state = rng_state(self.device) if common else None
 
-    @contextmanager
-    def again(self) -> Iterator[None]:
-        """Random numbers from the step's beginning."""
+    def again(self) -> None:
+        """Go back to the random numbers of the step's beginning."""
         if self.state is not None:
             set_rng_state(self.state, self.device)
-        yield
 
 
 def _inner(em: Mover, batch: Batch, number: int, **options: Any) -> StepRecord:

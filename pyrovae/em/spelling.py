@@ -17,7 +17,7 @@ import difflib
 import re
 from typing import Any
 
-from pyrovae.em.schedules import Aggressive, Alternating, Converge, Joint, Schedule
+from pyrovae.em.schedules import Aggressive, Alternating, Converge, Joint, Schedule, SemiAmortized
 
 __all__ = ["SCHEDULES", "parse_schedule", "spell_schedule"]
 
@@ -26,6 +26,7 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "alternating": Alternating,
     "converge": Converge,
     "aggressive": Aggressive,
+    "semi-amortized": SemiAmortized,
 }
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 
@@ -81,10 +82,12 @@ def spell_schedule(schedule: Schedule) -> str:
 def _settings(family: type[Schedule], items: list[str], text: str) -> dict[str, Any]:
     fields = {f.name: f for f in dataclasses.fields(family)}  # type: ignore[arg-type]
     settings: dict[str, Any] = {}
+    named = False
     for i, item in enumerate(items):
         name, equals, value = (part.strip() for part in item.rpartition("="))
+        named = named or bool(equals)
         if not equals:
-            if i >= len(fields) or len(settings) < i:
+            if i >= len(fields) or named:
                 raise ValueError(
                     f"schedule {text!r}: {item!r} has no place; give its name, one of "
                     f"{', '.join(fields)}."

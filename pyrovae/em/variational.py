@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.em.roles import ROLES, check_optimizers, owned
-from pyrovae.em.schedules import Joint, Schedule
+from pyrovae.em.schedules import Joint, Schedule, SemiAmortized
 from pyrovae.em.steps import Batch, NotFinite, StepRecord, batches_from
 from pyrovae.objectives import ELBO, Objective
 from pyrovae.traces import (
@@ -43,6 +43,7 @@ from pyrovae.traces import (
     probe,
     with_data_scale,
 )
+from pyrovae.traces.refine import Refinement
 
 __all__ = ["OptimizerFactory", "VariationalEM", "adam"]
 
@@ -237,7 +238,13 @@ class VariationalEM:
         return self.take("joint", Batch(args, kwargs))
 
     def take(
-        self, role: str, batch: Batch, *, clip_both: bool = False, move_buffers: bool = False
+        self,
+        role: str,
+        batch: Batch,
+        *,
+        clip_both: bool = False,
+        move_buffers: bool = False,
+        terms: Callable[[], Terms] | None = None,
     ) -> StepRecord:
         """One move: a gradient of the bound, checked, and a step of one optimizer or of both.
 
@@ -247,6 +254,7 @@ class VariationalEM:
             clip_both: Clip the gradient of both roles together though one moves, which costs the
                 other's gradient; without ``clip_norm`` it changes nothing.
             move_buffers: Let the buffers of the role that stays move too.
+            terms: Runs the programs, if not in the usual way.
         """
         self.prepare(*batch.args, **batch.kwargs)
         if role not in self.optimizers and role != "joint":
@@ -262,7 +270,7 @@ class VariationalEM:
             self._zero_grad()
             try:
                 with self._holding(role, both, not move_buffers):
-                    record = self._backward(batch, None if both else leaves)
+                    record = self._backward(batch, None if both else leaves, terms)
                 record.grad_norm = self._checked_norm(record, leaves)
                 record.role = role
                 for name, optimizer in self.optimizers.items():
@@ -295,12 +303,49 @@ class VariationalEM:
             self._source = (batches, batches_from(batches))
         return self._source[1]
 
-    def _backward(self, batch: Batch, leaves: list[Tensor] | None) -> StepRecord:
+    def refine(self, batch: Batch, steps: int, lr: float, **options: Any) -> Refinement:
+        """Posteriors of the batch's data, each with parameters of its own, improved by steps.
+
+        Neither role moves. `options` are those of
+        :meth:`pyrovae.traces.refine.Refinement.climb`.
+        """
+        self.prepare(*batch.args, **batch.kwargs)
+        objective, (model, guide) = self.objective, self._programs
+
+        def bound(terms: Terms) -> Tensor:
+            value = objective.objective(terms)
+            if not torch.isfinite(value).all():
+                raise _which_datum(objective, terms)
+            return value
+
+        with self._in_force(), torch.enable_grad(), pyro.validation_enabled(False):
+            # with a graph through the steps, the guide's run in here is the one of the step
+            with model.held(), guide.held(buffers=not options.get("create_graph", False)):
+                refinement = Refinement(
+                    model,
+                    guide,
+                    batch.args,
+                    batch.kwargs,
+                    particles=objective.particles,
+                    data_plate=objective.data_plate,
+                )
+                refinement.climb(bound, steps, lr, **options)
+        return refinement
+
+    def _backward(
+        self,
+        batch: Batch,
+        leaves: list[Tensor] | None,
+        run: Callable[[], Terms] | None = None,
+    ) -> StepRecord:
         """Gradients of the objective, for these leaves only (None: for all)."""
         if not isinstance(self.objective, Objective):
             return self._pyro_backward(batch.args, batch.kwargs, leaves)
         objective = self.objective
-        terms = objective.terms(*self._programs, *batch.args, **batch.kwargs)
+        if run is not None:
+            terms = run()
+        else:
+            terms = objective.terms(*self._programs, *batch.args, **batch.kwargs)
         plate, scale = terms.plate, self.scale_of(terms.plate)
         total = objective.unscaled_of(terms, scale)
         total.backward(total.new_full((), -1 / plate.size), inputs=leaves)
@@ -471,6 +516,12 @@ def _check_objective(objective: Any, schedule: Schedule) -> None:
     """Refuse losses of Pyro's that would be scaled inside a logarithm, or are no ELBO at all."""
     if objective is None or isinstance(objective, Objective):
         return
+    if isinstance(schedule, SemiAmortized):
+        raise TypeError(
+            f"VariationalEM: {schedule!r} refines the bound of each datum, which "
+            f"{type(objective).__name__} sums over. Expected: an objective of pyrovae. "
+            f"Try: pv.ELBO(); pv.ELBO(analytic_kl=False) is Trace_ELBO's estimator."
+        )
     if type(objective).__name__ == "TraceGraph_ELBO" and not isinstance(schedule, Joint):
         raise TypeError(
             f"VariationalEM: TraceGraph_ELBO computes the gradients of both roles at once, so "

@@ -53,13 +53,14 @@ class Held:
         """Run the program."""
         if not (self._keeps_buffers and self._buffers):
             return self._run(args, kwargs)
-        before = [(m, name, m._buffers[name].detach().clone()) for m, name in self._buffers]
+        own = [(module, name, module._buffers[name]) for module, name in self._buffers]
         try:
+            for module, name, buffer in own:  # the graph may keep what the call has moved
+                module._buffers[name] = buffer.detach().clone()
             return self._run(args, kwargs)
         finally:
-            with torch.no_grad():
-                for module, name, value in before:
-                    module._buffers[name].copy_(value)
+            for module, name, buffer in own:
+                module._buffers[name] = buffer
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self._stops_gradient:

@@ -82,6 +82,7 @@ def test_no_argument_is_a_question_for_help():
         (["train", "--objective", "iwea"], "'iwae'"),
         (["train", "--optimizer", "adm"], "'adam'"),
         (["train", "--lr-schedule", "cosin"], "'cosine'"),
+        (["train", "--schedule", "agressive"], "'aggressive'"),
         (["train", "--binarize", "dynmic"], "'dynamic'"),
         (["compare", "--posteriors", "Normal,Logstic"], "'Logistic'"),
     ],
@@ -100,6 +101,9 @@ def test_unknown_names_come_with_the_nearest_known_one(arguments, nearest, tmp_p
         (["train", "--lr", "-1"], "--lr must be positive"),
         (["train", "--valid", "1.5"], "--valid is a fraction"),
         (["train", "--patience", "3"], "--valid 0.1"),
+        (["train", "--schedule", "aggressive"], "add --valid 0.1"),
+        (["train", "--schedule", "alternating(0)"], "e_steps must be an integer of at least 1"),
+        (["compare", "--schedule", "converge(tolerance=-1)"], "tolerance must be finite"),
         (["train", "--resume"], "--out"),
         (["train", "--resume", "--out", "nothing"], "holds no run"),
         (["train", "--objective", "iwae", "--kl-weight", "0.5"], "--objective elbo"),
@@ -281,6 +285,20 @@ def test_validation_patience_and_iwae(tmp_path):
     }
     assert "Adagrad" in config["optimizer"]["joint"]
     assert read(tmp_path / "run" / "train.json")["lr"] == 0.02
+
+
+def test_a_schedule_is_kept_and_goes_on_where_it_was(tmp_path):
+    tiny = [*TINY, "--schedule", "aggressive(window=1, max_steps=2)", "--valid", 0.05]
+    output = good("train", *tiny, "--evaluate", 0, "--batch-size", 500, "--out", "run")
+    assert "aggressive(window=1, max_steps=2), 2 epochs" in output
+    good("train", "--out", "run", "--resume", "--epochs", 3, "--evaluate", 0)
+    first, _, third = pv.load_run("run").history
+    assert first["inner_steps"] == third["inner_steps"] == 2 * 3
+    assert "mutual_information" in third
+    kept = read(tmp_path / "run" / "config.json")
+    assert kept["schedule"] == "aggressive(window=1, max_steps=2)"
+    again = ["--schedule", "joint", "--resume", "--out", "run", "--epochs", 4]
+    assert "schedule" in refused_late("train", *again)
 
 
 def test_evaluate_takes_runs_of_fit_by_the_name_of_their_data():

@@ -184,6 +184,7 @@ def compare(
     capacity: options.Capacity = None,
     free_bits: options.FreeBits = 0.0,
     free_bits_per: options.FreeBitsPer = "site",
+    schedule: options.EMSchedule = "joint",
     epochs: options.Epochs = None,
     batch_size: options.BatchSize = 100,
     lr: options.LearningRate = None,

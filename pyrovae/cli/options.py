@@ -114,6 +114,16 @@ Schedule = Annotated[
         "paper scaled to the epochs, down to a tenth."
     ),
 ]
+EMSchedule = Annotated[
+    str,
+    typer.Option(
+        "--schedule",
+        help="Which of encoder and decoder steps when: joint; alternating(5, 1), steps of each; "
+        "converge(tolerance=1e-4), encoder to convergence; aggressive, aggressive(text), "
+        "aggressive(image), aggressive(stop=3), many encoder steps a step while z learns (needs "
+        "--valid); semi-amortized(10).",
+    ),
+]
 Minutes = Annotated[
     float | None,
     typer.Option(help="Stop training at the first epoch's end past so many minutes."),

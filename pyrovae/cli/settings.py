@@ -21,7 +21,7 @@ from torch.distributions import constraints
 from pyrovae import distributions
 from pyrovae.checkpoint import write_atomic
 from pyrovae.datasets import Dataset, check_choice
-from pyrovae.em import OptimizerFactory, adam
+from pyrovae.em import OptimizerFactory, Schedule, adam, parse_schedule, spell_schedule
 from pyrovae.kl_control import Cyclical, FreeBits, Linear, Sigmoid, TargetRate
 from pyrovae.models import VAE
 from pyrovae.models.likelihoods import likelihood_names
@@ -66,6 +66,7 @@ class Settings:
     capacity: float | None = None
     free_bits: float = 0.0
     free_bits_per: str = "site"
+    schedule: str = "joint"
     epochs: int | None = None
     batch_size: int = 100
     lr: float | None = None
@@ -107,6 +108,13 @@ class Settings:
         check_choice("--lr-schedule", self.lr_schedule, ["constant", "cosine", "burda"])
         check_choice("--binarize", self.binarize, ["dynamic", "fixed", "none", None])
         self._check_kl()
+        schedule = self.schedule_of()
+        self.schedule = spell_schedule(schedule)
+        if schedule.needs_valid and self.valid is None:
+            raise ValueError(
+                f"--schedule {self.schedule} ends by the mutual information on held-out data: add "
+                f"--valid 0.1, or say after how many epochs, aggressive(stop=3)."
+            )
         for name in ("lr", "minutes", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -229,6 +237,10 @@ class Settings:
         if per == "site" or self.free_bits == 0:
             return self.free_bits
         return FreeBits(self.free_bits, per if per == "unit" else int(per))
+
+    def schedule_of(self) -> Schedule:
+        """Which role steps when."""
+        return parse_schedule(self.schedule)
 
     def optimizer_of(self) -> OptimizerFactory:
         """`params -> torch.optim.Optimizer`, one fused kernel a step."""

@@ -46,6 +46,7 @@ def train(
     capacity: options.Capacity = None,
     free_bits: options.FreeBits = 0.0,
     free_bits_per: options.FreeBitsPer = "site",
+    schedule: options.EMSchedule = "joint",
     epochs: options.Epochs = None,
     batch_size: options.BatchSize = 100,
     lr: options.LearningRate = None,
@@ -111,6 +112,8 @@ Examples:
   pyrovae train --posterior Logistic --objective iwae --particles 5
   pyrovae train --posterior gamma --prior "gamma(0.3, 0.3)"
   pyrovae train --data mnist --minutes 15 --out runs/mnist
+  pyrovae train --schedule "alternating(5, 1)"
+  pyrovae train --schedule aggressive --valid 0.1
   pyrovae train --data mnist --likelihood bernoulli --lr-schedule burda --batch-size 20
   pyrovae train --out runs/mnist --epochs 200 --resume"""
 
@@ -140,6 +143,7 @@ def train_vae(
     )
     say(
         f"{settings.objective} ({settings.particles} particle{'s' * (settings.particles > 1)}), "
+        f"{'' if settings.schedule == 'joint' else f'{settings.schedule}, '}"
         f"{settings.epochs} epochs of {-(-len(data) // settings.batch_size)} steps, "
         f"{settings.optimizer}, "
         f"lr {settings.lr:g} {settings.lr_schedule}, seed {settings.seed} -> {folder}"
@@ -158,6 +162,7 @@ def train_vae(
             vae.guide,
             data,
             objective=settings.objective_of(),
+            schedule=settings.schedule_of(),
             optimizer=settings.optimizer_of(),
             lr_scheduler=settings.lr_scheduler(),
             epochs=settings.epochs,

@@ -1,9 +1,10 @@
 """Fit the polynomials of `pyrovae/distributions/special/surfaces.py` to the quadratures.
 
 The pathwise derivatives of log-Gamma and Student's t draws are smooth surfaces once their limits
-are taken out (the module's docstring says how). Here each is evaluated by the finest quadrature at
-Chebyshev points and fitted by least squares in relative error, in Chebyshev polynomials, which are
-then written out in powers: the coefficients fall fast enough for that to be stable.
+and their logarithms are taken out (the module's docstring says how). Here each is evaluated by a
+quadrature finer than any the package uses, on the whole rectangle of the two coordinates, and
+fitted by least squares in relative error, in Chebyshev polynomials, which are then written out in
+powers: the coefficients fall fast enough for that to be stable.
 
     python tools/fit_slopes.py > pyrovae/distributions/special/surface_tables.py
 """
@@ -14,15 +15,18 @@ from collections.abc import Callable
 
 import mpmath as mp
 import numpy as np
-import scipy.special as sc
 import torch
 from numpy.polynomial import chebyshev
 
 from pyrovae.distributions.special import incomplete_gamma, student
-from pyrovae.distributions.special.quadrature import FINE
+from pyrovae.distributions.special.quadrature import Rule
+from pyrovae.distributions.special.stirling import log1p_minus
+from pyrovae.distributions.special.surfaces import GAMMA_RANGE, GAMMA_RATE
 
-GAMMA_RATE, STUDENT_RATE = 0.17, 0.23
-GAMMA_RANGE = -18.0, 3.6
+ORACLE = Rule(48, 44.0)
+STUDENT_RANGE = -40.0, 45.0
+PIECE = 20_000
+FALL = 2.4  # of Chebyshev coefficients whose powers have coefficients of one size
 
 
 def points(n: int, low: float, high: float) -> np.ndarray:
@@ -36,43 +40,69 @@ def powers(coefficients: np.ndarray) -> np.ndarray:
     return np.array([chebyshev.cheb2poly(column) for column in rows.T]).T
 
 
-def solve(features: np.ndarray, rest: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, float]:
-    """Least squares in relative error; the coefficients, and the greatest error left."""
-    matrix, target = features / size[:, None], rest / size
-    found, *_ = np.linalg.lstsq(matrix, target, rcond=1e-14)
-    return found, float(np.abs(matrix @ found - target).max())
+def by_quadrature(slope: Callable[..., torch.Tensor], *at: np.ndarray) -> np.ndarray:
+    """A slope of the package, in pieces."""
+    pieces = zip(*(np.array_split(x, len(x) // PIECE + 1) for x in at), strict=True)
+    return np.concatenate([slope(*map(torch.tensor, piece)).numpy() for piece in pieces])
+
+
+def solve(
+    features: np.ndarray,
+    rest: np.ndarray,
+    size: np.ndarray,
+    fall: np.ndarray | float = 1.0,
+    rcond: float = 1e-14,
+) -> tuple[np.ndarray, float]:
+    """Least squares in relative error; the coefficients, and the greatest error left.
+
+    Of the many solutions that are as good, the one that is small in proportion to `fall`.
+    """
+    matrix, target = features * fall / size[:, None], rest / size
+    found, *_ = np.linalg.lstsq(matrix, target, rcond=rcond)
+    return found * fall, float(np.abs(matrix @ found - target).max())
+
+
+def grid(values: np.ndarray, shapes: int) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs of a value and of s = 1/(1 + a), flat."""
+    pairs = np.meshgrid(values, points(shapes, 0.0, 1.0), indexing="ij")
+    return pairs[0].ravel(), pairs[1].ravel()
 
 
 def fit_gamma(degree: int, order: int) -> tuple[np.ndarray, float]:
-    """H = a dy/da less softplus(-m), over sigmoid(-m), in x = tanh(k m) and sigma."""
-    m, s = np.meshgrid(points(120, *GAMMA_RANGE), points(40, 0.0, 1.0), indexing="ij")
-    a, y = (1 - s) / s, m + np.log(1 / s)
-    keep = (sc.gammainc(a, np.exp(y)) > 1e-11) & (sc.gammaincc(a, np.exp(y)) > 1e-11)
-    m, s, a, y = m[keep], s[keep], a[keep], y[keep]
-    slope = incomplete_gamma._tail(torch.tensor(a), torch.tensor(y), FINE)[1].numpy()
-    h, weight = a * slope, 1 / (1 + np.exp(m))
-    basis = chebyshev.chebvander2d(np.tanh(GAMMA_RATE * m), 2 * s - 1, [degree, order])
-    found, error = solve(basis * weight[:, None], h - np.logaddexp(0, -m), h)
+    """G: a dy/da less softplus(-m), over sigmoid(-m), in x, which is affine in tanh(k m)."""
+    low, high = (np.tanh(GAMMA_RATE * end) for end in GAMMA_RANGE)
+    x, s = grid(points(2 * degree + 16, -1.0, 1.0), 40)
+    m = np.arctanh((low + high + (high - low) * x) / 2) / GAMMA_RATE
+    a = (1 - s) / s
+    h = a * by_quadrature(lambda a, y: incomplete_gamma._tail(a, y, ORACLE)[1], a, m - np.log(s))
+    basis = chebyshev.chebvander2d(x, 2 * s - 1, [degree, order]) / (1 + np.exp(m))[:, None]
+    found, error = solve(basis, h - np.logaddexp(0, -m), h)
     return powers(found.reshape(degree + 1, order + 1)), error
 
 
-def fit_student(degree: int, order: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """-nu dlog|t|/dnu less softplus(y)/2: s times a surface, and sigmoid(y) times a curve."""
-    ends = np.concatenate([points(160, -12, 12), np.linspace(-45, 45, 60)])
-    near = np.concatenate([points(40, 0.0, 1.0), np.geomspace(1e-6, 1e-3, 12)])
-    y, s = np.meshgrid(np.unique(ends), near, indexing="ij")
+def fit_student(degree: int, order: int, rcond: float) -> tuple[np.ndarray, float]:
+    """-nu dlog|t|/dnu less its limit, over s: [A and B, powers of 2s - 1, powers of x]."""
+    low, high = STUDENT_RANGE
+    inner = 6 * np.arctanh(points(80, np.tanh(low / 6), np.tanh(high / 6)))
+    y, s = grid(np.concatenate([inner, np.linspace(low, high, 40)]), 44)
     df = (1 - s) / s
-    keep = (y + np.log(df) > -12) & (df * np.logaddexp(0, y) < 60)
-    y, s, df = y[keep], s[keep], df[keep]
-    log_abs = 0.5 * (y + np.log(df))
-    h = -df * student._slope(torch.tensor(df), torch.tensor(log_abs), FINE).numpy()
-    columns = chebyshev.chebvander(2 * s - 1, order) * s[:, None]
-    columns = np.concatenate([columns, 1 / (1 + np.exp(-y))[:, None]], 1)
-    rows = chebyshev.chebvander(np.tanh(STUDENT_RATE * y), degree)
-    basis = (rows[:, :, None] * columns[:, None, :]).reshape(len(y), -1)
-    found, error = solve(basis, h - 0.5 * np.logaddexp(0, y), h)
-    found = found.reshape(degree + 1, order + 2)
-    return powers(found[:, :-1]), chebyshev.cheb2poly(found[:, -1]), error
+    # there the package's own expansion at large df is only good to 2e-10
+    good = (df < 1e3) | (df > 1e4) | (y > -9)
+    y, s, df = y[good], s[good], df[good]
+    h = by_quadrature(
+        lambda df, log_abs: -df * student._slope(df, log_abs, ORACLE),
+        df,
+        0.5 * (y + np.log(df)),
+    )
+    w = torch.tensor(np.exp(y))
+    log, mean = torch.log1p(w).numpy(), (torch.log1p(w) / w).numpy()
+    limit = 0.5 * (log + (log1p_minus(w) / w).numpy())
+    basis = chebyshev.chebvander2d(2 * s - 1, np.tanh(y / 2), [order, degree]) * s[:, None]
+    basis = np.concatenate([basis, basis * mean[:, None]], 1)
+    fall = FALL ** -np.add.outer(np.arange(order + 1.0), np.arange(degree + 1.0)).ravel()
+    found, error = solve(basis, h - limit, h, np.concatenate([fall, fall]), rcond)
+    tables = found.reshape(2, order + 1, degree + 1)
+    return np.array([powers(table) for table in tables]), error
 
 
 def _log_norm(a: mp.mpf) -> mp.mpf:
@@ -89,10 +119,9 @@ def _student_norm_slope(df: mp.mpf) -> mp.mpf:
 
 
 CURVES = {
-    "LOG_NORM": _log_norm,
-    "LOG_NORM_SLOPE": lambda a: mp.psi(0, 1 + a) - mp.log1p(a),
-    "STUDENT_NORM": _student_norm,
-    "STUDENT_NORM_SLOPE": _student_norm_slope,
+    "LOG_NORM": (_log_norm, lambda a: mp.psi(0, 1 + a) - mp.log1p(a)),
+    "STUDENT_NORM": (_student_norm, _student_norm_slope),
+    "DIGAMMA": (lambda a: mp.psi(0, 1 + a) - mp.log1p(a),),
 }
 
 
@@ -109,25 +138,36 @@ def fit_curve(curve: Callable[[mp.mpf], mp.mpf], degree: int) -> tuple[np.ndarra
     return chebyshev.cheb2poly(found), float(error)
 
 
+def fit_curves(name: str, degree: int) -> tuple[np.ndarray, float]:
+    """The curves that are asked for together, as rows."""
+    fits = [fit_curve(curve, degree) for curve in CURVES[name]]
+    return np.array([found for found, _ in fits]), max(error for _, error in fits)
+
+
 def show(name: str, table: np.ndarray, error: float) -> None:
     """Print one table as Python."""
-    print(f"# greatest error of the fit: {error:.1e}\n{name} = (")
-    for row in table:
-        one = f"{row:.17g}" if table.ndim == 1 else "(" + ", ".join(f"{v:.17g}" for v in row) + ")"
-        print(f"    {one},")
-    print(")")
+    print(f"# greatest error of the fit: {error:.1e}\n{name} = {written(table)}")
+
+
+def written(table: np.ndarray, indent: str = "") -> str:
+    """An array as nested tuples, a row a line."""
+    if table.ndim == 1:
+        return "(" + ", ".join(f"{v:.17g}" for v in table) + ",)"
+    inner = indent + "    "
+    rows = "".join(f"{inner}{written(row, inner)},\n" for row in table)
+    return f"(\n{rows}{indent})"
 
 
 def main() -> None:
     """Print the module."""
-    print('"""Coefficients, written by tools/fit_slopes.py: rows are powers of x."""\n')
+    print('"""Coefficients, written by tools/fit_slopes.py; `surfaces` says of what."""\n')
     print("# fmt: off\n# ruff: noqa: E501")
-    show("GAMMA", *fit_gamma(15, 7))
-    surface, curve, error = fit_student(15, 9)
-    show("STUDENT", surface, error)
-    show("STUDENT_LIMIT", curve, error)
-    for name, curve in CURVES.items():
-        show(name, *fit_curve(curve, 11))
+    show("GAMMA", *fit_gamma(19, 7))
+    show("GAMMA_64", *fit_gamma(35, 13))
+    show("STUDENT", *fit_student(5, 9, 1e-9))
+    show("STUDENT_64", *fit_student(13, 22, 1e-14))
+    for name, degree in (("LOG_NORM", 11), ("STUDENT_NORM", 11), ("DIGAMMA", 21)):
+        show(name, *fit_curves(name, degree))
 
 
 if __name__ == "__main__":

@@ -128,22 +128,16 @@ def student_slope(df: Tensor, log_abs: Tensor) -> Tensor:
     Relative error below 1e-5 in float32 and 1e-10 in float64, for df in [1e-2, 1e6].
     """
     dtype = result_dtype(df, log_abs)
-    rule = beta.slope_rule(dtype) if dtype == torch.float64 else None
-
-    def piece(df: Tensor, log_abs: Tensor) -> tuple[Tensor]:
-        if rule is None:
-            return (surfaces.student_slope(df.float(), log_abs.float()),)
-        return (_slope(df.double(), log_abs.double(), rule),)
-
-    return in_chunks(piece, rule, *torch.broadcast_tensors(df, log_abs))[0]
+    at = torch.broadcast_tensors(df.to(dtype), log_abs.to(dtype))
+    return in_chunks(lambda df, t: (surfaces.student_slope(df, t),), None, *at)[0]
 
 
 def slope_for(df: Tensor, log_abs: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the slope for a gradient in this dtype, in float64, differentiable if asked for."""
     recorded = torch.is_grad_enabled() and (df.requires_grad or log_abs.requires_grad)
-    if recorded or dtype == torch.float64:
+    if recorded:
         return _slope(df, log_abs, MEDIUM)
-    return surfaces.student_slope(df.float(), log_abs.float()).double()
+    return surfaces.student_slope(df.to(dtype), log_abs.to(dtype)).double()
 
 
 def _log_square(df: Tensor, t: Tensor) -> Tensor:

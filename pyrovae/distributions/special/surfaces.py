@@ -1,4 +1,4 @@
-r"""Pathwise derivatives in float32, as polynomials: what a draw's gradient costs is one surface.
+r"""Pathwise derivatives as polynomials: what the gradient of a draw costs is one surface.
 
 At a fixed cdf the derivative of a draw in its shape has a limit for large shapes that is a closed
 form of the right variable (Temme's uniform expansion, taken to the cdf's level lines): for
@@ -9,22 +9,26 @@ in both tails. So, with :math:`s = 1/(1 + a)` and :math:`m = y - \log(1 + a)`,
 
 .. math::
 
-    a \frac{dy}{da} = \log(1 + e^{-m}) + \sigma(-m)\,G(x, s), \qquad x = \tanh(0.17\,m),
+    a \frac{dy}{da} = \log(1 + e^{-m}) + \sigma(-m)\,G(\tanh\tfrac m8, s), \qquad
 
 .. math::
 
-    -\nu \frac{d\log|t|}{d\nu} = \tfrac12\log(1 + w) + \sigma(\log w)\,R(x) + s\,T(x, s),
-    \qquad x = \tanh(0.23 \log w),
+    -\nu \frac{d\log|t|}{d\nu} = \tfrac12\Big(\Big(1 + \frac1w\Big)\log(1 + w) - 1\Big)
+    + s\,\Big(A(x, s) + \frac{\log(1 + w)}w B(x, s)\Big), \qquad x = \frac{w - 1}{w + 1},
 
-where G, R, T are bounded, smooth on the whole of the compact square of x and s, shapes 0 and
-infinity included, and short polynomials give them to 4e-7 of the derivative. log-Gamma, with its
-logarithms taken out, is a curve in s likewise. `tools/fit_slopes.py` makes the coefficients from
-the quadratures of this package and mpmath; float64 is left to the quadratures.
+where G, A, B are smooth on the whole of the compact rectangle of both variables, shapes 0 and
+infinity included: an eighth of m makes what is left of the logarithm at :math:`e^m = 0` (the
+series there has terms :math:`m e^m`) as smooth as needed, and with B there is none left in A.
+Short polynomials give the derivatives to 4e-7 in float32 and longer ones to 2e-11 in float64.
+log-Gamma, with its logarithms taken out, is a curve in s likewise. `tools/fit_slopes.py` makes the coefficients from
+quadratures finer than the package's own, and mpmath.
 
-The polynomial is a product of matrices; where it is differentiated, a Horner scheme.
+A polynomial is a product of matrices, coefficients by powers.
 """
 
 from __future__ import annotations
+
+import math
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -33,107 +37,112 @@ import torch
 from torch import Tensor
 
 from pyrovae.distributions.fused import can_look
-from pyrovae.distributions.special import surface_tables as tables
+from pyrovae.distributions.special import surface_tables
 
-__all__ = ["digamma_rest", "gamma_slope", "log_norm", "student_norm", "student_slope"]
+__all__ = [
+    "GAMMA_RANGE",
+    "GAMMA_RATE",
+    "digamma_rest",
+    "gamma_slope",
+    "log_norm",
+    "student_norm",
+    "student_slope",
+]
 
-Table = tuple[tuple[float, ...], ...]
+GAMMA_RATE = 0.125
+GAMMA_RANGE = -38.0, 4.0
 
 
-def _horner(coefficients: Sequence[float | Tensor], x: Tensor) -> Tensor:
-    """Return the sum of coefficients[k] x^k."""
-    total = x * coefficients[-1] + coefficients[-2]
-    for c in reversed(coefficients[:-2]):
-        total = total * x + c
-    return total
-
-
-def _eager(*tensors: Tensor) -> bool:
-    """Whether matrices may be made: nothing is to be differentiated or mapped."""
-    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    if recorded or torch.jit.is_tracing():
-        return False
-    return can_look() or torch.compiler.is_compiling()
+def _powers(x: Tensor, count: int) -> Tensor:
+    """Return 1, x, ..., x^(count - 1), `[count, *shape]`."""
+    rows, step = torch.stack((torch.ones_like(x), x)), x
+    while len(rows) < count:
+        step = step * step
+        rows = torch.cat((rows, rows[: count - len(rows)] * step))
+    return rows
 
 
 @lru_cache(maxsize=32)
-def _blocks(table: Table, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the table `[i, j]` as `[j // 4, i, j % 4]`, in one matrix of four columns."""
-    matrix = torch.tensor(table, dtype=dtype, device=device)
-    matrix = torch.nn.functional.pad(matrix, (0, -matrix.shape[1] % 4))
-    return matrix.view(len(table), -1, 4).transpose(0, 1).reshape(-1, 4)
+def _cached(name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(getattr(surface_tables, name), dtype=dtype, device=device)
 
 
-def _matrix(table: Table, like: Tensor) -> Tensor:
-    make = _blocks.__wrapped__ if torch.compiler.is_compiling() else _blocks
-    return make(table, like.dtype, like.device)
+def _table(name: str, like: Tensor) -> Tensor:
+    """Return the coefficients for the dtype of `like`; the longer ones are named so."""
+    name = name + "_64" if like.dtype == torch.float64 and name in _PRECISE else name
+    make = _cached if can_look() else _cached.__wrapped__  # never keep a tensor of a graph
+    return make(name, like.dtype, like.device)
 
 
-def _four_powers(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return 1, x, x^2, x^3 in one tensor, and x^4."""
-    square = x * x
-    return torch.stack((torch.ones_like(x), x, square, square * x)), square * square
+_PRECISE = ("GAMMA", "STUDENT")
 
 
-def _rows(table: Table, sigma: Tensor) -> Tensor:
-    """Return the sums over j of table[i][j] sigma^j, `[i, *shape]`: one product of matrices."""
-    side, fourth = _four_powers(sigma)
-    product = _matrix(table, sigma) @ side.view(4, -1)
-    total, *rest = product.view(-1, len(table), *sigma.shape).unbind(0)[::-1]
-    for part in rest:
-        total = torch.addcmul(part, total, fourth)
-    return total
-
-
-def _along(rows: Tensor, x: Tensor) -> Tensor:
-    """Return the sum over i of rows[i] x^i; the number of rows is a multiple of four."""
-    side, fourth = _four_powers(x)
-    total, *rest = rows.view(-1, 4, *rows.shape[1:]).mul(side).sum(1).unbind(0)[::-1]
-    for part in rest:
-        total = torch.addcmul(part, total, fourth)
-    return total
+def _times(matrix: Tensor, rows: Tensor) -> Tensor:
+    """Return the product of matrices `[..., I, J]` and `[J, *shape]`: `[..., I, *shape]`."""
+    flat = matrix.reshape(-1, matrix.shape[-1]) @ rows.reshape(rows.shape[0], -1)
+    return flat.view(matrix.shape[:-1] + rows.shape[1:])
 
 
 def gamma_slope(a: Tensor, y: Tensor) -> Tensor:
-    """Return dy/da of y = log z, z ~ Gamma(a, 1), to 1e-6 in float32."""
+    """Return dy/da of y = log z, z ~ Gamma(a, 1): to 1e-6 in float32 and 2e-11 in float64.
+
+    For all draws; where z > 54 (1 + a), in the upper e^-50, it is not accurate.
+    """
     s = (a + 1).reciprocal()
     m = s.log() + y
-    low = m.clamp_min(-18.0)
+    low = m.clamp_min(GAMMA_RANGE[0])
     tail = torch.exp(-low)
-    x = torch.tanh(low.clamp_max(3.6) * 0.17)
-    sigma = 2 * s - 1
-    if _eager(a, y):
-        middle = _along(_rows(tables.GAMMA, sigma), x)
-    else:
-        middle = _horner([_horner(row, sigma) for row in tables.GAMMA], x)
-    # log(1 + e^-m) is -m below the range, to 1e-8
+    root = torch.exp(-GAMMA_RATE * 2 * low.clamp_max(GAMMA_RANGE[1]))
+    table = _table("GAMMA", a)
+    x = _GAMMA_SPAN / (1 + root) - _GAMMA_SHIFT  # affine in the tanh, from -1 to 1
+    rows = _times(table.t(), _powers(x, table.shape[0]))
+    middle = (rows * _powers(2 * s - 1, table.shape[1])).sum(0)
+    # log(1 + e^-m) is -m below the range
     return (torch.log1p(tail) + (low - m) + tail / (1 + tail) * middle) / a
 
 
+def _gamma_ends() -> tuple[float, float]:
+    """Return span and shift of x = span sigmoid(2 k m) - shift, which is -1 and 1 at the ends."""
+    low, high = (1 / (1 + math.exp(-2 * GAMMA_RATE * end)) for end in GAMMA_RANGE)
+    span = 2 / (high - low)
+    return span, 1 + span * low
+
+
+_GAMMA_SPAN, _GAMMA_SHIFT = _gamma_ends()
+
+
 def student_slope(df: Tensor, log_abs: Tensor) -> Tensor:
-    """Return dlog|t|/d df of a standard Student's t draw, to 1e-5 in float32."""
+    """Return dlog|t|/d df of a standard Student's t draw: to 1e-6, or 3e-11 in float64."""
     s = (df + 1).reciprocal()
     y = 2 * log_abs - df.log()
-    core = y.clamp(-45.0, 45.0)
-    tail = torch.exp(core)
-    x = torch.tanh(core * 0.23)
-    q, sigma = tail / (1 + tail), 2 * s - 1
-    if _eager(df, log_abs):
-        rows = _rows(tables.STUDENT, sigma).mul_(s)
-        last = _matrix((tables.STUDENT_LIMIT,), s)
-        middle = _along(rows, x).addcmul_(q, _along(last.view(-1, *[1] * x.dim()), x))
-    else:
-        middle = _horner([_horner(row, sigma) for row in tables.STUDENT], x) * s
-        middle = middle + q * _horner(tables.STUDENT_LIMIT, x)
-    return -(0.5 * (torch.log1p(tail) + (y - core).clamp_min(0.0)) + middle) / df
+    core = y.clamp(-60.0, 60.0)
+    w = core.exp()
+    log = torch.log1p(w)
+    near, mean = (w + 1).reciprocal(), log / w
+    limit = log - _one_minus(mean, w * near)
+    table = _table("STUDENT", df)  # [A and B, powers of 2s - 1, powers of x]
+    rows = _times(table.transpose(1, 2), _powers(2 * s - 1, table.shape[1]))
+    a, b = (rows * _powers(1 - 2 * near, table.shape[2])).sum(1).unbind(0)
+    rest = torch.addcmul(a, b, mean) * s
+    return -(0.5 * (limit + (y - core).clamp_min(0.0)) + rest) / df
 
 
-def _curves(a: Tensor, *curves: tuple[float, ...]) -> Sequence[Tensor]:
+def _one_minus(mean: Tensor, q: Tensor) -> Tensor:
+    r"""Return :math:`1 - \log(1 + w)/w`, from the quotient and from :math:`q = w/(1 + w)`.
+
+    Near 0 by the series of :math:`q^k / k(k + 1)`.
+    """
+    small = q < (0.02 if q.dtype == torch.float64 else 0.15)
+    near = torch.full_like(q, 1 / 72)
+    for k in range(7, 0, -1):
+        near = near * q + 1 / (k * (k + 1))
+    return torch.where(small, near * q, 1 - mean)
+
+
+def _curves(name: str, a: Tensor) -> Sequence[Tensor]:
     """Return curves in sigma = 2/(1 + a) - 1, together."""
-    sigma = 2 / (1 + a) - 1
-    if _eager(a):
-        return _rows(curves, sigma).unbind(0)
-    return [_horner(curve, sigma) for curve in curves]
+    table = _table(name, a)
+    return _times(table, _powers(2 / (1 + a) - 1, table.shape[1])).unbind(0)
 
 
 def log_norm(a: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,13 +150,13 @@ def log_norm(a: Tensor) -> tuple[Tensor, Tensor]:
 
     The first is about half of log a; for float32.
     """
-    value, slope = _curves(a, tables.LOG_NORM, tables.LOG_NORM_SLOPE)
+    value, slope = _curves("LOG_NORM", a)
     return torch.add(value, torch.log1p(a), alpha=0.5), slope
 
 
 def digamma_rest(a: Tensor) -> Tensor:
-    r"""Return :math:`\psi(1 + a) - \log(1 + a)`, to 1e-10."""
-    return _curves(a, tables.LOG_NORM_SLOPE)[0]
+    r"""Return :math:`\psi(1 + a) - \log(1 + a)`, to 1e-14."""
+    return _curves("DIGAMMA", a)[0]
 
 
 def student_norm(df: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,5 +164,5 @@ def student_norm(df: Tensor) -> tuple[Tensor, Tensor]:
 
     :math:`\log\Gamma(\frac{\nu+1}2) - \log\Gamma(\frac\nu2) - \frac12\log\frac\nu2`.
     """
-    value, slope = _curves(df, tables.STUDENT_NORM, tables.STUDENT_NORM_SLOPE)
+    value, slope = _curves("STUDENT_NORM", df)
     return torch.sub(value, torch.log1p(1 / df), alpha=0.5), slope / (df * (1 + df))

@@ -55,7 +55,6 @@ __all__ = [
     "log_betaincc",
     "logit_beta_slope",
     "logit_beta_slopes",
-    "path",
     "sample_logit_beta",
 ]
 
@@ -84,21 +83,20 @@ def density_at(
     return left + right + norm - (stirling(a, quick) + stirling(b, quick) - stirling(n, quick))
 
 
-def _on_right(a: Tensor, b: Tensor, y: Tensor) -> Tensor:
-    """Whether the upper tail is the near one."""
-    cut = (a + 1) / (a + b + 2)
-    cut = torch.where(a < 1, cut.clamp_max(0.5), cut)
-    cut = torch.where(b < 1, cut.clamp_min(0.5), cut)
-    return torch.sigmoid(y) > cut
+def _on_right(a: Tensor, b: Tensor, x: Tensor, rest: Tensor) -> Tensor:
+    """Whether the upper tail is the near one: x is above (a + 1)/(a + b + 2), or above 1/2."""
+    some = (torch.maximum(a, b) >= 1).to(a.dtype)
+    return torch.addcmul(x, x, b * some) > torch.addcmul(rest, rest, a * some)
 
 
 def _end(a: Tensor, b: Tensor, y: Tensor, drop: float) -> Tensor:
     """Return a V at which a v + (a + b) L(v) is at least `drop`: the least of three bounds."""
     n, x, rest = a + b, torch.sigmoid(y), torch.sigmoid(-y)
-    lean, curve = (a * rest - b * x).clamp_min(0.0), n * x * rest
+    lean = torch.addcmul(a * rest, b, x, value=-1).clamp_min(0.0)
+    both = torch.addcmul(lean, n, x * rest)
     half = 2 * lean - drop
-    end = ((half.square() + 8 * drop * (lean + curve)).sqrt() - half) / (2 * (lean + curve))
-    end = torch.minimum(end, (drop - n * logsigmoid(-y)) / a)
+    end = torch.addcmul(half * half, both, torch.full_like(y, 8 * drop)).sqrt().sub(half)
+    end = torch.minimum(end / (2 * both), (drop - n * logsigmoid(-y)) / a)
     odds = y.clamp_max(600.0).exp() * (2 / n)
     for _ in range(2):
         grow = torch.log1p((drop + b * end) * odds)
@@ -113,58 +111,77 @@ def _left(
     c, n = a + 1, a + b
     x, log_x, log_rest = torch.sigmoid(y), logsigmoid(y), logsigmoid(-y)
     end = _end(c.detach(), b.detach(), y.detach(), rule.drop)
-    t, w = nodes(rule, y)
-    v, lift, bend, growth = path(y, end, t)
-    weight = torch.exp(-c * lift - b * bend)
-    total = integrate(w[:1], weight)[0] * end
-    ahead, behind = _digamma_steps(a, b, rule is ROUGH)
+    total, *parts = in_chunks(
+        lambda *at: _integrals(*at, rule=rule, want=want), rule.count, c, b, y, end, log_rest
+    )
     shift = x * n / a
     ratio = 1 / a + shift * total
+    if not parts:
+        return (ratio,)
+    ahead, behind = _digamma_steps(a, b, rule)
     results = [ratio]
     if want[0]:
         centre = log_x + ahead
-        part = integrate(w[:1], weight * lift)[0] * end - centre * total
+        part = parts[0] - centre * total
         results.append(shift * part - (centre - 1 / n) / a)
     if want[1]:
-        part = integrate(w[:1], weight * growth * (bend - log_rest))[0] * end
-        results.append(part - behind * ratio)
+        results.append(parts[-1] - behind * ratio)
     return tuple(results)
 
 
-def _digamma_steps(a: Tensor, b: Tensor, quick: bool) -> tuple[Tensor, Tensor]:
-    r"""Return :math:`\psi(a + 1 + b) - \psi(a + 1)` and :math:`\psi(a + b) - \psi(b)`."""
-    if not quick:
-        return digamma_difference(a + 1, b), digamma_difference(b, a)
-    dtype, a, b = a.dtype, a.double(), b.double()
-    n = a + b
-    rest_a, rest_b, rest_n = surfaces.digamma_rest(torch.stack((a, b, n))).unbind(0)
-    ahead = torch.log1p(b / (1 + a)) + (rest_n - rest_a)
-    behind = torch.log1p(a / (1 + b)) + (rest_n - rest_b) + a / (b * n)
-    return ahead.to(dtype), behind.to(dtype)
-
-
-def path(y: Tensor, end: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    r"""Return, on the way down from y, v, :math:`v + L(v)`, :math:`L(v)`, :math:`e^{v + L}`.
+def _integrals(
+    c: Tensor,
+    b: Tensor,
+    y: Tensor,
+    end: Tensor,
+    log_rest: Tensor,
+    rule: Rule,
+    want: tuple[bool, bool],
+) -> tuple[Tensor, ...]:
+    r"""Return the integrals over v of :math:`g = e^{-c(v + L) - b L}`, and of g times v + L, and
+    of :math:`g\,e^{v + L}` times the logarithm of 1 - x at v, as wanted.
 
     v + L and L are the logarithms of x and of 1 - x here over what they are there; the smaller
     of x and 1 - x gives the one, and v the other, so that neither cancels.
     """
-    high = y > 0
-    edge = torch.sigmoid(-y.abs())
-    v = end * t
-    fall = torch.expm1(torch.where(high, end, -end) * t)
-    arg = edge * fall
-    log = torch.log1p(arg)
-    keep = high.to(y.dtype)
-    growth = (1 + arg) * torch.exp((v * (1 - keep)).clamp_max(39.0))
-    return v, torch.addcmul(log, 1 - keep, v), torch.addcmul(log, keep, v, value=-1), growth
+    t, w = nodes(rule, y)
+    low = (y <= 0).to(y.dtype)
+    fall = torch.expm1((end - 2 * low * end) * t)
+    arg = torch.sigmoid(-y.abs()) * fall
+    log = torch.log1p(arg)  # L where x is small, v + L where it is not
+    lean = torch.lerp(b, -c, low) * end
+    weight = torch.exp(torch.addcmul(lean * t, log, c + b, value=-1))
+    sums = integrate(w, weight)
+    results = [sums[0] * end]
+    if want[0]:
+        part = integrate(w[:1], weight * log)[0]
+        results.append(torch.addcmul(part, low * end, sums[1]) * end)
+    if want[1]:
+        rest = torch.addcmul(log - log_rest, end * (1 - low), t, value=-1)
+        least = torch.finfo(y.dtype).eps / 16
+        growth = (arg + 1) / torch.addcmul(torch.ones_like(y), low, fall).clamp_min(least)
+        results.append(integrate(w[:1], weight * growth * rest)[0] * end)
+    return tuple(results)
+
+
+def _digamma_steps(a: Tensor, b: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
+    r"""Return :math:`\psi(a + 1 + b) - \psi(a + 1)` and :math:`\psi(a + b) - \psi(b)`."""
+    if rule is FINE:
+        return digamma_difference(a + 1, b), digamma_difference(b, a)
+    dtype, a, b = a.dtype, a.double(), b.double()
+    n = a + b
+    shapes = torch.stack((a, b, n))
+    rest_a, rest_b, rest_n = surfaces.digamma_rest(shapes, rule is ROUGH).unbind(0)
+    ahead = torch.log1p(b / (1 + a)) + (rest_n - rest_a)
+    behind = torch.log1p(a / (1 + b)) + (rest_n - rest_b) + a / (b * n)
+    return ahead.to(dtype), behind.to(dtype)
 
 
 def _near(
     a: Tensor, b: Tensor, y: Tensor, rule: Rule, want: tuple[bool, bool] = (True, True)
 ) -> tuple[Tensor, ...]:
     """Return the near tail over f, dy/da, dy/db (zeros where not wanted), whether it is upper."""
-    right = _on_right(a, b, y)
+    right = _on_right(a, b, torch.sigmoid(y), torch.sigmoid(-y))
     first, second = torch.where(right, b, a), torch.where(right, a, b)
     both = (want[0] or want[1],) * 2
     ratio, *slopes = _left(first, second, torch.where(right, -y, y), rule, both)
@@ -352,7 +369,7 @@ def logit_beta_slopes(a: Tensor, b: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         _, per_a, per_b, _ = _near(*(t.float() if narrow else t.double() for t in at), rule)
         return per_a.to(dtype), per_b.to(dtype)
 
-    return in_chunks(piece, rule, *torch.broadcast_tensors(a, b, y))
+    return in_chunks(piece, 8, *torch.broadcast_tensors(a, b, y))
 
 
 def _small(a: Tensor, b: Tensor, y: Tensor) -> bool:

@@ -264,7 +264,7 @@ def log_gamma_slope(a: Tensor, y: Tensor) -> Tensor:
     """
     dtype = result_dtype(a, y)
     at = torch.broadcast_tensors(a.to(dtype), y.to(dtype))
-    return in_chunks(lambda a, y: (surfaces.gamma_slope(a, y),), None, *at)[0]
+    return in_chunks(lambda a, y: (surfaces.gamma_slope(a, y),), 8, *at)[0]
 
 
 def _slope(a: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
@@ -285,7 +285,7 @@ def draw_log_gamma(a: Tensor) -> Tensor:
         shifted = a + shift
         if a.is_cpu and a.numel() and can_look() and not torch.jit.is_tracing():
             flat = shifted.reshape(-1)
-            draw = in_chunks(lambda a: (_marsaglia_tsang(a),), None, flat)[0].view(a.shape)
+            draw = in_chunks(lambda a: (_marsaglia_tsang(a),), 4, flat)[0].view(a.shape)
             if not shift.any():  # of a < 1
                 return draw
         else:

@@ -109,15 +109,22 @@ def result_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def in_chunks(
-    fn: Callable[..., tuple[Tensor, ...]], rule: Rule | None, *tensors: Tensor
+    fn: Callable[..., tuple[Tensor, ...]], count: int, *tensors: Tensor
 ) -> tuple[Tensor, ...]:
-    """Apply an elementwise `fn` in pieces that stay in the cache with all their nodes.
+    """Apply an elementwise `fn` in pieces small enough for the cache, and for the allocator.
 
-    A graph that is being captured, mapped or differentiated gets it whole.
+    On a CPU a temporary has at most 256 KiB: larger ones are given back to the system each time,
+    and their pages cost more than the work. A graph that is being captured, mapped or
+    differentiated gets it whole.
+
+    Args:
+        fn: takes as many tensors as are given, returns a tuple of tensors.
+        count: how many numbers `fn` holds at once for each element, nodes of a rule for example.
+        tensors: of one shape.
     """
     size = tensors[0].numel()
-    most = (1 << 27) if tensors[0].is_cuda else (1 << 17)
-    piece = max(most // (rule.count if rule else 4), 1024)
+    most = 1 << 30 if tensors[0].is_cuda else 1 << 18  # bytes
+    piece = max(most // (count * tensors[0].element_size()), 256)
     if (
         size <= piece
         or torch.compiler.is_compiling()
@@ -136,6 +143,10 @@ def in_chunks(
         for result, part in zip(results, parts, strict=True):
             result[i : i + piece] = part
     return tuple(result.view(shape) for result in results)
+
+
+def _count(rule: Rule | None) -> int:
+    return rule.count if rule else 8
 
 
 def _narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -160,7 +171,7 @@ class _Known(torch.autograd.Function):
         def piece(*inputs: Tensor) -> tuple[Tensor]:
             return (value(*(t.double() for t in inputs)).to(dtype),)
 
-        return in_chunks(piece, rules[0], *inputs)[0]
+        return in_chunks(piece, _count(rules[0]), *inputs)[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -181,7 +192,7 @@ class _Known(torch.autograd.Function):
             pairs = zip(needed, slopes, tensors[1:], strict=True)
             return tuple(_narrow(g.double() * s, t.dtype) for n, s, t in pairs if n)
 
-        grads = iter(in_chunks(piece, ctx.rule, g, *ctx.saved_tensors))
+        grads = iter(in_chunks(piece, _count(ctx.rule), g, *ctx.saved_tensors))
         return (None,) * 4 + tuple(next(grads) if n else None for n in needed)
 
     @staticmethod

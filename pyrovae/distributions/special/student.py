@@ -129,7 +129,7 @@ def student_slope(df: Tensor, log_abs: Tensor) -> Tensor:
     """
     dtype = result_dtype(df, log_abs)
     at = torch.broadcast_tensors(df.to(dtype), log_abs.to(dtype))
-    return in_chunks(lambda df, t: (surfaces.student_slope(df, t),), None, *at)[0]
+    return in_chunks(lambda df, t: (surfaces.student_slope(df, t),), 8, *at)[0]
 
 
 def slope_for(df: Tensor, log_abs: Tensor, dtype: torch.dtype) -> Tensor:

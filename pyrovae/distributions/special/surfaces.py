@@ -29,7 +29,6 @@ A polynomial is a product of matrices, coefficients by powers.
 from __future__ import annotations
 
 import math
-
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -154,9 +153,14 @@ def log_norm(a: Tensor) -> tuple[Tensor, Tensor]:
     return torch.add(value, torch.log1p(a), alpha=0.5), slope
 
 
-def digamma_rest(a: Tensor) -> Tensor:
-    r"""Return :math:`\psi(1 + a) - \log(1 + a)`, to 1e-14."""
-    return _curves("DIGAMMA", a)[0]
+def digamma_rest(a: Tensor, quick: bool = False) -> Tensor:
+    r"""Return :math:`\psi(1 + a) - \log(1 + a)`, to 1e-14, or `quick` to 1e-10; differentiable."""
+    curve = surface_tables.LOG_NORM[1] if quick else surface_tables.DIGAMMA[0]
+    sigma = 2 / (1 + a) - 1
+    total = sigma * curve[-1] + curve[-2]
+    for c in reversed(curve[:-2]):
+        total = total * sigma + c
+    return total
 
 
 def student_norm(df: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -291,13 +292,22 @@ def test_a_saved_run_loads_and_judges_the_same(tmp_path):
     assert [json.loads(line) for line in lines] == run.history
 
 
-def test_a_vae_is_built_again_from_its_folder(tmp_path):
+@pytest.mark.parametrize(
+    "posterior",
+    [
+        pv.distributions.Laplace,
+        "student-t(df=5)",
+        "mixture(normal, 2, joint)",
+        partial(pv.distributions.mixture_of(pv.distributions.StudentT, 2), df=5.0),
+    ],
+)
+def test_a_vae_is_built_again_from_its_folder(posterior, tmp_path):
     x = programs.data(size=20)
-    net = vae(posterior=pv.distributions.Laplace)
+    net = vae(posterior=posterior)
     short(net, x, out=tmp_path / "run")
     loaded = pv.load_run(tmp_path / "run")
     again = loaded.model.program.__self__
-    assert again.posterior is pv.distributions.Laplace
+    assert again.posterior is net.posterior
     assert same(net, again)
 
 

@@ -39,8 +39,8 @@ BinarizeCompared = Annotated[
 Posterior = Annotated[
     str,
     typer.Option(
-        help=f"Family of q(z|x): {', '.join(names())}. student-t(df=5) fixes a parameter. Its "
-        "prior is chosen to fit."
+        help=f"Family of q(z|x): {', '.join(names())}. student-t(df=5) fixes a parameter, "
+        "mixture(normal, 3) mixes three. Its prior is chosen to fit."
     ),
 ]
 Posteriors = Annotated[

@@ -190,6 +190,9 @@ def lookup(name: str) -> type:
 def parse(text: str) -> tuple[type, dict[str, float]]:
     """Return family and numbers of a text: a name, or a name with numbers in parentheses.
 
+    `mixture(normal, 3)` is the class `mixture_of(Normal, 3)`; the grammar is in
+    :mod:`pyrovae.distributions.spelling`.
+
     Raises:
         ValueError: the text is not of this form, or an unknown family or parameter, or a number
             outside the parameter's domain; the message names it.
@@ -198,6 +201,11 @@ def parse(text: str) -> tuple[type, dict[str, float]]:
     >>> family.__name__, parameters
     ('StudentT', {'df': 5.0})
     """
+    mixture = spelling.split_mixture(text)
+    if mixture is not None:
+        component, count, joint = mixture
+        family, values = parse(component)
+        return mixture_of(family, count, joint), values
     name, numbers, named = spelling.split(text)
     family = lookup(name)
     return family, spelling.bind(family, numbers, named, text)

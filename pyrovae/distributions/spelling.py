@@ -1,13 +1,15 @@
-r"""Families as text: `laplace`, `gamma(0.3, 0.3)`, `student-t(df=5)`.
+r"""Families as text: `laplace`, `gamma(0.3, 0.3)`, `student-t(df=5)`, `mixture(normal, 3)`.
 
 A command line and a saved run have text only. The grammar is a name and numbers::
 
     family  :=  name  |  name "(" [item {"," item}] ")"
+            |  "mixture" "(" family "," count ["," "joint"] ")"
     item    :=  number  |  parameter "=" number
 
 with the numbers in the order of the constructor's arguments. Nothing is evaluated. A number for a
 vector parameter means that number everywhere, for a matrix that multiple of the identity. On a
-sphere the usual direction is the one in which all coordinates are equal.
+sphere the usual direction is the one in which all coordinates are equal. A mixture is the class
+that `mixture_of` makes; the numbers of its family are those of every component.
 """
 
 from __future__ import annotations
@@ -26,10 +28,19 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from pyrovae.distributions.implicit import Each
+from pyrovae.distributions.implicit import Each, Mixture
 from pyrovae.distributions.priors import default_prior
 
-__all__ = ["bind", "build", "full", "spell", "spell_values", "split", "split_list"]
+__all__ = [
+    "bind",
+    "build",
+    "full",
+    "spell",
+    "spell_values",
+    "split",
+    "split_list",
+    "split_mixture",
+]
 
 #: what a prior's parameter is where neither the text nor the family's default prior says it
 _STANDARD = {
@@ -45,10 +56,39 @@ _SQUARE = (type(constraints.lower_cholesky), type(constraints.positive_definite)
 def split_list(text: str) -> list[str]:
     """Split at the commas outside of parentheses.
 
-    >>> split_list("normal, gamma(1, 2)")
-    ['normal', 'gamma(1, 2)']
+    >>> split_list("normal, mixture(gamma(1, 2), 3)")
+    ['normal', 'mixture(gamma(1, 2), 3)']
     """
-    return [part.strip() for part in re.split(r",(?![^()]*\))", text) if part.strip()]
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts if part.strip()]
+
+
+def split_mixture(text: str) -> tuple[str, int, bool] | None:
+    """Return the components' text, their number and whether they are joint; None of no mixture.
+
+    Raises:
+        ValueError: a mixture that does not follow the grammar.
+
+    >>> split_mixture("mixture(student-t(df=5), 3)")
+    ('student-t(df=5)', 3, False)
+    """
+    found = re.fullmatch(r"\s*mixture\s*(?:\((.*)\))?\s*", text, re.IGNORECASE)
+    if found is None:
+        return None
+    family, count, *joint = [*split_list(found[1] or ""), "", ""][:4]
+    joint = [word.lower() for word in joint if word]
+    if not family or not count.isdecimal() or int(count) < 1 or joint not in ([], ["joint"]):
+        raise ValueError(
+            f"{text!r}: expected a family and a number of components, such as mixture(normal, 3), "
+            "or mixture(normal, 3, joint) for one choice among vectors"
+        )
+    return family, int(count), bool(joint)
 
 
 def split(text: str) -> tuple[str, list[float], dict[str, float]]:
@@ -131,6 +171,11 @@ def build(family: type, values: Mapping[str, float], event_shape: int | Sequence
     """
     shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
     zero, text = torch.zeros(shape), spell_values(family, values)
+    if issubclass(family, Mixture):
+        raise ValueError(
+            f"{text!r}: as a prior its components would all be the same; build one whose "
+            "components differ, prior=Mixture(logits, components)"
+        )
     usual = default_prior(family, shape)
     usual = usual.base_dist if isinstance(usual, Independent) else usual
     own = issubclass(family, type(usual))
@@ -206,6 +251,9 @@ def spell_values(family: type, values: Mapping[str, float]) -> str:
     >>> spell_values(StudentT, {"df": 5.0})
     'StudentT(df=5)'
     """
+    if issubclass(family, Mixture):
+        inside = [spell_values(family.component, values), str(family.count)]
+        return f"Mixture({', '.join(inside + ['joint'] * family.joint)})"
     inside = ", ".join(f"{name}={_number(value)}" for name, value in values.items())
     return f"{family.__name__}({inside})" if inside else family.__name__
 

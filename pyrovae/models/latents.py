@@ -26,6 +26,7 @@ from pyrovae.nn import Head
 __all__ = [
     "as_distribution",
     "centre",
+    "family_named",
     "family_of",
     "fit_prior",
     "latent_config",
@@ -117,11 +118,27 @@ def latent_config(who: str, posterior: Any, prior: Any) -> dict[str, Any] | None
         if prior is None:
             return None
     family, fixed = family_of(who, posterior)
-    name = family.__name__
+    name = _name_of(family)
     plain = all(isinstance(v, (bool, int, float, str)) for v in fixed.values())
-    if getattr(distributions, name, None) is not family or not plain:
+    if family_named(name) is not family or not plain:
         return None
     return {"posterior": name, "posterior_args": fixed, "prior": prior}
+
+
+def _name_of(family: type) -> str:
+    """Return the name of a class: `StudentT`, `Mixture(StudentT, 3)`."""
+    mixed = issubclass(family, distributions.Mixture) and hasattr(family, "component")
+    return distributions.spelling.spell_values(family, {}) if mixed else family.__name__
+
+
+def family_named(name: str) -> type | None:
+    """Return the class that :func:`latent_config` calls so, None where there is none."""
+    if "(" not in name:
+        return getattr(distributions, name, None)
+    try:
+        return distributions.parse(name)[0]
+    except ValueError:
+        return None
 
 
 def as_distribution(who: str, part: str, d: Any, shape: tuple[int, ...]) -> Any:

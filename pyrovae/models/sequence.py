@@ -39,12 +39,12 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import cross_entropy
 
-from pyrovae import distributions
 from pyrovae.datasets import check_support
 from pyrovae.distributions import Normal, map_tensors, prior_by_name
 from pyrovae.models.latents import (
     as_distribution,
     centre,
+    family_named,
     family_of,
     fit_prior,
     latent_config,
@@ -140,7 +140,7 @@ class SequenceVAE(nn.Module):
     def from_config(cls, config: Mapping[str, Any]) -> SequenceVAE:
         """Build one, untrained, from the JSON-ready `config` of another."""
         arguments = dict(config)
-        family = getattr(distributions, arguments.pop("posterior"))
+        family = family_named(arguments.pop("posterior"))
         return cls(posterior=partial(family, **arguments.pop("posterior_args")), **arguments)
 
     # -- the two programs -------------------------------------------------------------------------

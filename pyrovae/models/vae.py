@@ -31,11 +31,11 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyrovae import distributions
 from pyrovae.distributions import Normal, map_tensors, prior_by_name
 from pyrovae.models.latents import (
     as_distribution,
     centre,
+    family_named,
     family_of,
     fit_prior,
     latent_config,
@@ -62,7 +62,7 @@ class VAE(nn.Module):
         hidden: widths of the encoder's hidden layers, one integer or several.
         likelihood: name of p(x | z).
         posterior: class of q(z | x), or its name; `functools.partial(StudentT, df=5.0)` or
-            `"student-t(df=5)"` fixes a parameter.
+            `"student-t(df=5)"` fixes a parameter, `"mixture(normal, 3)"` is a mixture of three.
         prior: p(z): a distribution of event shape `latent` and empty batch shape (scalars are
             broadcast), its name and numbers, `"gamma(0.3, 0.3)"`
             (:func:`pyrovae.distributions.prior_by_name`), or a module that returns one when called
@@ -162,7 +162,7 @@ class VAE(nn.Module):
     def from_config(cls, config: Mapping[str, Any]) -> VAE:
         """Build a VAE, untrained, from the JSON-ready `config` of another."""
         arguments = dict(config)
-        family = getattr(distributions, arguments.pop("posterior"))
+        family = family_named(arguments.pop("posterior"))
         fixed = arguments.pop("posterior_args")
         activation = getattr(nn, arguments.pop("activation"))
         return cls(posterior=partial(family, **fixed), activation=activation, **arguments)

@@ -5,6 +5,7 @@ of 1e-10 each where the central limit holds.
 """
 
 import copy
+import json
 import math
 import pickle
 from functools import partial
@@ -815,6 +816,7 @@ POSTERIORS = {
     "Student": D.mixture_of(D.StudentT, 2),
     "fixed": partial(D.mixture_of(D.StudentT, 2), df=5.0),
     "Gamma": D.mixture_of(D.Gamma, 2),
+    "text": "mixture(laplace, 3)",
 }
 
 
@@ -834,6 +836,10 @@ def test_a_vae_has_a_mixture_for_its_posterior(name):
     evidence = pv.log_evidence(vae.model, vae.guide, x, particles=50)
     assert evidence.log_px.isfinite().all()
     pyro.clear_param_store()
+    again = pv.models.VAE.from_config(json.loads(json.dumps(vae.config)))
+    again.load_state_dict(vae.state_dict())
+    z = vae.encode(x).sample()
+    torch.testing.assert_close(again.encode(x).log_prob(z), vae.encode(x).log_prob(z))
 
 
 def test_a_vae_with_its_own_encoder_and_a_mixture_for_its_prior():

@@ -80,6 +80,54 @@ def test_commas_inside_parentheses_do_not_separate():
 
 
 @pytest.mark.parametrize(
+    ("text", "family", "values", "canonical"),
+    [
+        ("mixture(normal, 3)", D.mixture_of(D.Normal, 3), {}, "Mixture(Normal, 3)"),
+        (
+            " Mixture( student-t(df=5),2 ) ",
+            D.mixture_of(D.StudentT, 2),
+            {"df": 5.0},
+            "Mixture(StudentT(df=5), 2)",
+        ),
+        (
+            "mixture(gamma(0.3, 0.2), 4, Joint)",
+            D.mixture_of(D.Gamma, 4, joint=True),
+            {"concentration": 0.3, "rate": 0.2},
+            "Mixture(Gamma(concentration=0.3, rate=0.2), 4, joint)",
+        ),
+    ],
+)
+def test_mixtures_have_a_text(text, family, values, canonical):
+    assert D.parse(text) == (family, values)
+    assert D.spelling.spell_values(family, values) == canonical
+    assert D.parse(canonical) == (family, values)
+    assert split_list(f"normal, {text}") == ["normal", text.strip()]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("mixture", "such as mixture.normal, 3"),
+        ("mixture()", "such as mixture.normal, 3"),
+        ("mixture(normal)", "such as mixture.normal, 3"),
+        ("mixture(3, normal)", "such as mixture.normal, 3"),
+        ("mixture(normal, 0)", "such as mixture.normal, 3"),
+        ("mixture(normal, 2.5)", "such as mixture.normal, 3"),
+        ("mixture(normal, 3, together)", "such as mixture.normal, 3"),
+        ("mixture(normal, 3, joint, 2)", "such as mixture.normal, 3"),
+        ("mixture(norml, 3)", "unknown distribution 'norml'; did you mean 'Normal'"),
+        ("mixture(gamma(-1), 3)", "'concentration' of Gamma.*but found -1"),
+        ("mixture(uniform, 3)", "'low', 'high'. of Uniform bound each other"),
+        ("mixture(mixture(normal, 2), 3)", "are mixtures already"),
+        ("mixture(normal, 3, joint)", "components would all be the same"),
+    ],
+)
+def test_mistakes_in_mixtures_name_the_place(text, says):
+    with pytest.raises(ValueError, match=says):
+        D.prior_by_name(text, 3)
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
         ("gamm(1, 2)", "unknown distribution 'gamm'; did you mean 'Gamma'"),

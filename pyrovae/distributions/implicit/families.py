@@ -81,6 +81,11 @@ def mixture_of(family: type, count: int, joint: bool = False) -> type:
         raise ValueError(
             f"mixture_of: expected a distribution class with arg_constraints, got {family!r}"
         )
+    if issubclass(family, Mixture):
+        raise ValueError(
+            f"mixture_of: the components of {family.__name__} are mixtures already; mixtures of "
+            "mixtures are no more than mixtures of more, so take a greater count"
+        )
     if count < 1:
         raise ValueError(f"mixture_of: the number of components must be positive, got {count}")
     bound = [n for n, c in known.items() if constraints.is_dependent(c) or n in ("low", "high")]

@@ -142,6 +142,24 @@ def test_the_slope_of_the_polar_angle_equals_mpmath(d):
                 assert relative(got, true) < tol, (k, theta)
 
 
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("d", DIMS)
+def test_an_angle_of_zero_does_not_move(d, dtype):
+    """A draw of float32 is at the mean itself once in 2^24 times."""
+    k = torch.tensor([1e-6, 1.0, 30.0, 1e8], dtype=dtype)
+    assert (polar.polar_slope(d, k, torch.zeros_like(k)) == 0).all()
+    assert polar.polar_slope(d, k, torch.full_like(k, math.pi)).isfinite().all()
+
+
+def test_a_von_mises_draw_at_the_mean_has_gradients(monkeypatch):
+    k = torch.tensor([1e-6, 1.0, 30.0, 1e8], requires_grad=True)
+    d = D.VonMises(0.5, k)
+    monkeypatch.setattr(D.VonMises, "_uniform", lambda self, shape: torch.full(shape, 0.5))
+    z = d.rsample()
+    assert (z == 0.5).all()
+    assert (grad(z.sum(), k)[0] == 0).all()
+
+
 @pytest.mark.parametrize("d", [2, 3, 5, 10, 50])
 def test_gradient_of_the_mean_cosine_is_the_variance_of_the_cosine(d):
     """d E[mu'z] / d kappa = A'(kappa), in a band of 6.5 Monte Carlo errors of 40,000 draws."""

@@ -59,7 +59,7 @@ def _interval(dim: int, concentration: Tensor, theta: Tensor, left: Tensor, drop
     """Return the signed length of the interval to integrate over, from theta."""
     h = torch.sin(0.5 * theta).square()
     right = 2 * torch.asin(_beyond(dim, concentration, h, drop).sqrt()) - theta
-    sin, cos = theta.sin().clamp_min(1e-290), theta.cos()
+    sin, cos = theta.sin().clamp_min(1e-150), theta.cos()  # its square is a number too
     slope = (dim - 2) * cos / sin - concentration * sin
     bend = (dim - 2) / sin**2 + concentration * cos.clamp_min(0.0)
     step = 2 * drop / (slope + torch.sqrt(slope**2 + 2 * drop * bend))

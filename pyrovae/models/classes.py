@@ -15,7 +15,6 @@ over a network, and :class:`pyrovae.models.VAE` begins.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,11 +26,10 @@ from torch import Tensor, nn
 from pyrovae.datasets import check_support
 from pyrovae.models.checks import as_count, check_batch, check_finite, check_initial
 from pyrovae.models.likelihoods import likelihood_head
+from pyrovae.models.tables import log_table, mean_over_classes
 from pyrovae.nn import MLP, as_shape
 
 __all__ = ["NeuralMixture"]
-
-ENTRIES = 2**22  # numbers in memory at once in a table over data, classes and features
 
 
 class NeuralMixture(nn.Module):
@@ -144,9 +142,7 @@ class NeuralMixture(nn.Module):
         """Return log p(x, z = j) for every datum and class, `[N, k]`."""
         self._check(x)
         each = self.decode(torch.arange(self.classes, device=x.device))
-        rows = max(1, ENTRIES // (self.classes * math.prod(self.data_shape)))
-        scores = [each.log_prob(part[:, None]) for part in x.split(rows)]
-        return torch.cat(scores) + self.logits.log_softmax(-1)
+        return log_table(each, x) + self.logits.log_softmax(-1)
 
     def log_px(self, x: Tensor) -> Tensor:
         """Return log p(x) of each datum, `[N]`, nats: the exact sum over classes."""
@@ -159,8 +155,7 @@ class NeuralMixture(nn.Module):
 
     def expected_log_joint(self, x: Tensor, posterior: Categorical) -> Tensor:
         """Return E log p(x, z) under any posterior over classes, `[N]`, nats; differentiable."""
-        shares = posterior.probs
-        return (shares * self.log_joint(x).masked_fill(shares == 0, 0.0)).sum(-1)
+        return mean_over_classes(posterior.probs, self.log_joint(x))
 
     @torch.no_grad()
     def initialize(self, x: Tensor, how: str = "random", seed: int = 0) -> None:

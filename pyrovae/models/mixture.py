@@ -46,6 +46,7 @@ from pyrovae.models.checks import (
     check_initial,
     generator_of,
 )
+from pyrovae.models.tables import log_table, mean_over_classes
 
 __all__ = ["COVARIANCES", "GaussianMixture"]
 
@@ -159,9 +160,8 @@ class GaussianMixture(nn.Module):
     def log_joint(self, x: Tensor) -> Tensor:
         """Return log p(x, z = j) for every datum and class, `[N, k]`."""
         self._check(x)
-        classes = torch.arange(self.classes, device=x.device)
-        scores = torch.stack([self.given(j).log_prob(x) for j in classes], -1)
-        return scores + self.logits.log_softmax(-1)
+        each = self.given(torch.arange(self.classes, device=x.device))
+        return log_table(each, x) + self.logits.log_softmax(-1)
 
     def log_px(self, x: Tensor) -> Tensor:
         """Return log p(x) of each datum, `[N]`, nats."""
@@ -174,8 +174,7 @@ class GaussianMixture(nn.Module):
 
     def expected_log_joint(self, x: Tensor, posterior: Categorical) -> Tensor:
         """Return E log p(x, z) under any posterior over classes, `[N]`, nats."""
-        shares = posterior.probs
-        return (shares * self.log_joint(x).masked_fill(shares == 0, 0.0)).sum(-1)
+        return mean_over_classes(posterior.probs, self.log_joint(x))
 
     @torch.no_grad()
     def m_step(self, x: Tensor, posterior: Categorical) -> None:

@@ -74,7 +74,7 @@ def test_fit_and_svi_train_it():
 def test_rows_are_taken_in_parts_without_a_change(monkeypatch):
     x, mixture = LIKELIHOODS["normal"][1](11), small("normal")
     whole = mixture.log_joint(x)
-    monkeypatch.setattr("pyrovae.models.classes.ENTRIES", 50)  # two data at a time
+    monkeypatch.setattr("pyrovae.models.tables.ENTRIES", 50)  # two data at a time
     assert torch.equal(mixture.log_joint(x), whole)
 
 

@@ -326,7 +326,7 @@ class EM:
         if fell > rounding:
             self._complain(
                 f"EM: iteration {m.iteration}: the M-step has lowered E log p(x, z)"
-                f"{' and penalty' if m.penalty else ''} by {fell:.3g} nats a datum. Expected: "
+                f"{' + penalty' if m.penalty else ''} by {fell:.3g} nats a datum. Expected: "
                 "higher or equal, since it maximizes it. Try: check m_step's formulas one "
                 "parameter at a time; a method penalty(x, posterior) if it is regularized; a "
                 "smaller learning rate if it follows a gradient."

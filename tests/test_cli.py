@@ -174,6 +174,11 @@ def test_train_prints_and_keeps_what_evaluate_finds_again(tmp_path):
     assert kept["mean"]["log_px"] == pytest.approx(np.mean(kept["per_datum"]["log_px"]))
 
 
+def test_one_row_has_no_mutual_information_and_is_evaluated(tmp_path):
+    good("train", *TINY, "--evaluate", "0", "--out", "run")
+    assert "single datum" in good("evaluate", "run", "--limit", "1", "--particles", "10")
+
+
 def test_default_folders_are_numbered(tmp_path):
     for _ in range(2):
         good("train", *TINY, "--evaluate", 0, "--quiet")

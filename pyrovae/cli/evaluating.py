@@ -63,11 +63,17 @@ class Evaluation:
             "warnings": evidence.warnings(),
             "collapse": {
                 "kl": numbers(self.collapse.kl),
+                "kl_std_error": numbers(self.collapse.kl_std_error),
                 "kl_per_unit": numbers(self.collapse.kl_per_unit),
                 "unit_variance": numbers(self.collapse.unit_variance),
                 "active_units": self.collapse.active_units,
                 "units": self.collapse.units,
                 "mutual_information": numbers(self.collapse.mutual_information),
+                "mutual_information_std_error": numbers(
+                    self.collapse.mutual_information_std_error
+                ),
+                "marginal_kl": numbers(self.collapse.marginal_kl),
+                "reference": self.collapse.reference,
                 "verdict": self.collapse.verdict,
             },
             "per_datum": {
@@ -103,7 +109,8 @@ def evaluate_run(
             chunk=chunk,
             progress=progress,
         )
-    collapse = collapse_report(run.model, run.guide, *args)
+    reference = {"reference": 0} if len(rows) == 1 else {}  # one datum has no mutual information
+    collapse = collapse_report(run.model, run.guide, *args, **reference)
     return Evaluation(evidence, collapse, data.describe(), rows, time.perf_counter() - began)
 
 

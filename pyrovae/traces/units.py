@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from pyro.distributions import Delta
+from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 from torch.distributions.lowrank_multivariate_normal import LowRankMultivariateNormal
 
 from pyrovae.traces.support import unwrap
 
-__all__ = ["factors", "marginals"]
+__all__ = ["centre", "factors", "marginals"]
 
 
 def factors(fn: Any) -> Any | None:
@@ -36,3 +37,30 @@ def marginals(fn: Any) -> Any | None:
     if isinstance(root, MultivariateNormal | LowRankMultivariateNormal):
         return Normal(root.mean, root.variance.sqrt(), validate_args=False)
     return None if root.event_shape or isinstance(root, Delta) else root
+
+
+def centre(fn: Any, draws: Tensor) -> tuple[Tensor | None, bool]:
+    """The mean of a distribution, or its median where there is none; and whether it is the median.
+
+    Args:
+        fn: A distribution.
+        draws: Draws from it, `[K, *batch, *event]`, whose median stands in where neither is known.
+
+    Returns:
+        `[*batch, *event]`; None for a discrete distribution without a mean.
+    """
+    try:
+        mean = fn.mean
+        if bool(mean.isfinite().all()):
+            return mean, False
+    except (NotImplementedError, AttributeError):
+        pass
+    if getattr(fn.support, "is_discrete", False):
+        return None, False
+    root = unwrap(fn)
+    if not root.event_shape:
+        try:
+            return root.icdf(draws.new_tensor(0.5)), True
+        except NotImplementedError:
+            pass
+    return draws.median(0).values, True

@@ -26,7 +26,7 @@ Notation: ``log_weights`` log p(x, z) - log q(z|x) `[K, B]`; K ``particles``, B 
 """
 
 from pyrovae import bounds, datasets, distributions, kl_control, models, nn, testing, traces
-from pyrovae.collapse import CollapseReport, collapse_report
+from pyrovae.collapse import CollapseReport, collapse_report, posterior_means_on_grid
 from pyrovae.em import (
     EM,
     Aggressive,
@@ -73,6 +73,7 @@ __all__ = [
     "log_evidence",
     "models",
     "nn",
+    "posterior_means_on_grid",
     "terms",
     "testing",
     "traces",

@@ -11,9 +11,16 @@ has collapsed. A unit is *active* if the variance over data of its posterior mea
 passes) is at least 0.01 (Burda, Grosse & Salakhutdinov 2016, arXiv:1509.00519; He et al. 2019,
 arXiv:1901.05534); where the posterior has no mean (Cauchy), its median stands in.
 
-:func:`collapse_report` measures all of it.
+:func:`collapse_report` measures all of it, :func:`posterior_means_on_grid` compares the guide with
+the true posterior where z has one or two dimensions.
 """
 
+from pyrovae.collapse.grid import PosteriorMeans, posterior_means_on_grid
 from pyrovae.collapse.report import CollapseReport, collapse_report
 
-__all__ = ["CollapseReport", "collapse_report"]
+__all__ = [
+    "CollapseReport",
+    "PosteriorMeans",
+    "collapse_report",
+    "posterior_means_on_grid",
+]

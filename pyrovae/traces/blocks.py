@@ -155,6 +155,10 @@ class Blocks:
                 self._compare_with_singles()
         return scored.terms
 
+    def guard_all(self) -> None:
+        """Until the next batch, check draws of every site: they need not be the guide's."""
+        self._guarded = None
+
     def _relate(self, name: str, relation: Relation) -> None:
         if relation.label == "point":
             raise ValueError(

@@ -26,7 +26,13 @@ Notation: ``log_weights`` log p(x, z) - log q(z|x) `[K, B]`; K ``particles``, B 
 """
 
 from pyrovae import bounds, datasets, distributions, kl_control, models, nn, testing, traces
-from pyrovae.collapse import CollapseReport, collapse_report, posterior_means_on_grid
+from pyrovae.collapse import (
+    CollapseMonitor,
+    CollapseReport,
+    CollapseWarning,
+    collapse_report,
+    posterior_means_on_grid,
+)
 from pyrovae.em import (
     EM,
     Aggressive,
@@ -49,7 +55,9 @@ __version__ = "0.1.0"
 __all__ = [
     "Aggressive",
     "Alternating",
+    "CollapseMonitor",
     "CollapseReport",
+    "CollapseWarning",
     "Converge",
     "ELBO",
     "EM",

@@ -102,8 +102,8 @@ def fit(
             best weights.
         clip_norm: Clip the gradient of the parameters that step (nats a datum) at this Euclidean
             norm.
-        callbacks: Called after each epoch with its dictionary of history; training stops when
-            one returns True.
+        callbacks: Called after each epoch with its dictionary of history, to which they may add,
+            the run's parameters in force; training stops when one returns True.
         compile: "auto" or False; this version runs eager either way.
         device: Where to train; by default where the networks are.
         seed: Of batches, noise and binarization. Torch's global generator is left as it was.
@@ -320,7 +320,8 @@ class _Loop:
                 record = self._epoch(bar)
                 self.history.append(record)
                 self._remember_best(record, patience)
-                stopped = any([_says_stop(callback(record)) for callback in callbacks])
+                with self.em.scope:  # a callback may call the programs as they are now
+                    stopped = any([_says_stop(callback(record)) for callback in callbacks])
                 stopped = stopped or self._out_of_patience(patience)
                 self._save(final=stopped or len(self.history) >= epochs)
         if patience is not None and self.best.params:

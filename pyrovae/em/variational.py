@@ -155,7 +155,7 @@ class VariationalEM:
         self.params = params
         self.optimizers = self._make_optimizers()
         check_optimizers(self.optimizers, params)
-        if not isinstance(self.schedule, Joint):
+        if "joint" not in self.optimizers:
             self._programs = (Held(self.model), Held(self.guide))
 
     def _make_optimizers(self) -> dict[str, torch.optim.Optimizer]:

@@ -8,11 +8,13 @@ setting the same: jointly, and with aggressive E-steps for the first epochs.
 The paper trains by SGD, learning rate 1.0, halved by the validation loss, batches of 16, E-steps
 in windows of 15 up to 99 for each M-step, fifty epochs. Here it is Adam at 0.01, batches of 32,
 windows of 2 and at most 4 E-steps, sixteen epochs: the same question on one core in minutes. The
-rule that ends the aggressive phase is theirs, the first epoch whose mutual information on
-validation sentences is below the epoch's before. The numbers are after the last epoch, on test sentences: the importance-weighted NLL (500 samples,
+rule that ends the aggressive phase is theirs: the first epoch whose mutual information on
+validation sentences is below that of the epoch before.
+
+The numbers are after the last epoch, on test sentences: the importance-weighted NLL (500 samples,
 `pv.log_evidence`), KL, mutual information and active units (`pv.collapse_report`). Where z has one
 dimension, the mean of the true posterior p(z|x) is computed on a grid after each epoch and drawn
-against that of q(z|x): below the diagonal, q lags behind.
+against that of q(z|x): where q lags behind, the points are flatter than the diagonal.
 
     python benchmarks/lagging_synthetic.py                          # every run not yet committed
     python benchmarks/lagging_synthetic.py --kind plain --seed 0    # one run

@@ -138,8 +138,9 @@ def _integrals(
     rule: Rule,
     want: tuple[bool, bool],
 ) -> tuple[Tensor, ...]:
-    r"""Return the integrals over v of :math:`g = e^{-c(v + L) - b L}`, and of g times v + L, and
-    of :math:`g\,e^{v + L}` times the logarithm of 1 - x at v, as wanted.
+    r"""Return integrals over v of :math:`g = e^{-c(v + L) - b L}` with two factors, as wanted.
+
+    The factors: v + L; and :math:`e^{v + L}` times the logarithm of 1 - x at v.
 
     v + L and L are the logarithms of x and of 1 - x here over what they are there; the smaller
     of x and 1 - x gives the one, and v the other, so that neither cancels.

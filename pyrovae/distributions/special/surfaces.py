@@ -20,8 +20,8 @@ where G, A, B are smooth on the whole of the compact rectangle of both variables
 infinity included: an eighth of m makes what is left of the logarithm at :math:`e^m = 0` (the
 series there has terms :math:`m e^m`) as smooth as needed, and with B there is none left in A.
 Short polynomials give the derivatives to 4e-7 in float32 and longer ones to 2e-11 in float64.
-log-Gamma, with its logarithms taken out, is a curve in s likewise. `tools/fit_slopes.py` makes the coefficients from
-quadratures finer than the package's own, and mpmath.
+log-Gamma, with its logarithms taken out, is a curve in s likewise. `tools/fit_slopes.py` makes the
+coefficients from quadratures finer than the package's own, and mpmath.
 
 A polynomial is a product of matrices, coefficients by powers.
 """

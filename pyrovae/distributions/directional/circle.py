@@ -4,7 +4,9 @@ r"""The von Mises law of angles.
 
 Angles are numbers between :math:`-\pi` and :math:`\pi` here, and :math:`\pm\pi` is one point: a
 network that reads z should read :math:`(\cos z, \sin z)`, as :class:`pyrovae.nn.OnCircle` does and
-:class:`pyrovae.models.VAE` with it.
+:class:`pyrovae.models.VAE` with it. HMC and NUTS, which map the interval to the line, see a
+posterior around :math:`\pm\pi` as two modes: center it elsewhere, or draw the angle of a vector
+as :mod:`~pyrovae.distributions.directional.sphere` says.
 
 Draws come from the rejection of Best and Fisher (1979), Applied Statistics 28, in half angles:
 the wrapped Cauchy proposal is :math:`\tan\tfrac\theta2 = g\tan\phi`, :math:`\phi` uniform, with

@@ -12,6 +12,14 @@ and the second has no direction in which it is singular (a Householder reflectio
 gradient an infinite variance there). Every density is relative to the sphere's surface,
 
 .. math:: |S^{d-1}| = 2\pi^{d/2} / \Gamma(d/2) .
+
+HMC and NUTS move on the whole space, and no bijection goes from it to a sphere: Pyro refuses these
+priors there ("Cannot transform _Sphere constraints"). What does the same is the direction of a
+standard Normal vector, which is uniform, scored by the density::
+
+    v = pyro.sample("v", Normal(torch.zeros(3), 1.0).to_event(1))
+    z = v / v.norm(dim=-1, keepdim=True)
+    pyro.factor("prior", VonMisesFisher(loc, concentration).log_prob(z))
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def _series(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
     return total
 
 
-def log1p_minus(x: Tensor, quick: bool = False) -> Tensor:
+def log1p_minus(x: Tensor) -> Tensor:
     r"""Return :math:`\log(1 + x) - x` to full relative accuracy, x > -1.
 
     With :math:`q = x/(2 + x)`: :math:`2(\mathrm{artanh}\,q - q/(1 - q))`.
@@ -73,7 +73,7 @@ def log1p_minus(x: Tensor, quick: bool = False) -> Tensor:
     inner = x.clamp(-0.35, 0.6)
     small = inner == x
     far = torch.where(small, 1.0, x)
-    return torch.where(small, _near_zero(inner, 5 if quick else len(_ODD)), torch.log1p(far) - far)
+    return torch.where(small, _near_zero(inner, len(_ODD)), torch.log1p(far) - far)
 
 
 _ODD = tuple(1 / (2 * k + 3) for k in range(11))
@@ -194,9 +194,9 @@ def digamma_difference(a: Tensor, b: Tensor, quick: bool = False) -> Tensor:
     return torch.where(small, far + b * steps, far)
 
 
-def half_step(a: Tensor, quick: bool = False) -> Tensor:
+def half_step(a: Tensor) -> Tensor:
     r"""Return :math:`\log\Gamma(a + \frac12) - \log\Gamma(a) - \frac12\log a`, about -1/(8a)."""
-    return a * log1p_minus(0.5 / a, quick) + stirling(a + 0.5, quick) - stirling(a, quick)
+    return a * log1p_minus(0.5 / a) + stirling(a + 0.5) - stirling(a)
 
 
 def half_step_slope(a: Tensor, quick: bool = False) -> Tensor:

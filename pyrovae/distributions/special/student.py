@@ -60,7 +60,7 @@ def _near_slope(df: Tensor, y: Tensor, rule: Rule) -> Tensor:
     half = torch.full_like(df, 0.5)
     a = df / 2
     w0 = y.exp()
-    right = beta._on_right(half, a, y)
+    right = beta._on_right(half, a, torch.sigmoid(y), torch.sigmoid(-y))
     shifted = right & (df < 4)
     order = torch.where(shifted, df + 2, df)
     near, far = torch.where(right, order / 2, 1.5), torch.where(right, 0.5, a)

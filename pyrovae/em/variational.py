@@ -319,6 +319,8 @@ class VariationalEM:
             return value
 
         with self._in_force(), torch.enable_grad(), pyro.validation_enabled(False):
+            if objective.particles > 1:
+                self._check_particles(batch)
             # with a graph through the steps, the guide's run in here is the one of the step
             with model.held(), guide.held(buffers=not options.get("create_graph", False)):
                 refinement = Refinement(
@@ -331,6 +333,15 @@ class VariationalEM:
                 )
                 refinement.climb(bound, steps, lr, **options)
         return refinement
+
+    def _check_particles(self, batch: Batch) -> None:
+        objective: Any = self.objective
+        if objective._plan(*self._programs, batch.args, batch.kwargs).loop:
+            raise NotImplementedError(
+                f"refinement with {objective.particles} particles needs programs that carry a "
+                f"particle dimension on the left, and these cannot. Try: particles=1; or networks "
+                f"that fold leading dimensions, as those of pyrovae.nn do."
+            )
 
     def _backward(
         self,

@@ -59,8 +59,9 @@ class Refinement:
         offsets: What has been added to each parameter of each site, zeros at first.
 
     Raises:
-        ValueError: A site of the data plate is not reparameterized, or none has a parameter.
-        NotImplementedError: A distribution with a parameter of an unknown domain.
+        ValueError: No site of the data plate has a parameter.
+        NotImplementedError: A site that is not reparameterized, or a parameter of an unknown
+            domain; the message names it.
     """
 
     def __init__(
@@ -333,7 +334,7 @@ def _parameters(fn: Any, site: str, batch_shape: Size) -> Pieces:
             to_free, back = maps(key)
             u = free[key] if key in free else to_free(values[key])
             if key == "loc" and in_scales:
-                offset = offset * values["scale"].detach()
+                offset = offset * values["scale"]
             made[key] = back(u + offset)
         return type(fn)(**made, validate_args=False)
 

@@ -4,6 +4,7 @@ import itertools
 import math
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
@@ -756,3 +757,115 @@ def test_text_as_one_writes_it(text, schedule):
 def test_text_that_is_wrong(text, message):
     with pytest.raises(ValueError, match=message):
         parse_schedule(text)
+
+
+# Variational EM climbs --------------------------------------------------------------------------
+
+
+def linear_gaussian(x):
+    """A linear model and guide, one latent: the family contains the exact posterior.
+
+    Returns both, the bound with its expectations in closed form, and the greatest log p(x) there
+    is (Tipping & Bishop 1999).
+    """
+    mean, features = x.mean(0), x.shape[1]
+    cov = (x - mean).T @ (x - mean) / len(x)
+    white = torch.linalg.inv(torch.linalg.cholesky(cov))
+    values = torch.linalg.eigvalsh(cov).flip(0)
+    rest = values[1:].mean()
+    constant = features * (math.log(2 * math.pi) + 1)
+    best = -0.5 * (constant + values[0].log() + (features - 1) * rest.log())
+    positive = dist.constraints.positive
+    start = 0.5 * torch.randn(features, generator=torch.Generator().manual_seed(4))
+
+    def model(x):
+        loadings = pyro.param("loadings", lambda: start.clone())
+        sigma = pyro.param("sigma", torch.tensor(1.0), constraint=positive)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            loc = z.unsqueeze(-1) * loadings + mean
+            pyro.sample("x", dist.Normal(loc, sigma).to_event(1), obs=x)
+
+    def guide(x):
+        weight = pyro.param("weight", lambda: torch.zeros(features))
+        width = pyro.param("width", torch.tensor(1.0), constraint=positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x - mean) @ white.T @ weight, width))
+
+    class Closed(pv.ELBO):
+        def bound(self, terms):
+            q, x = terms.latents["z"].posterior, terms.observed["x"].value
+            loadings, sigma = pyro.param("loadings"), pyro.param("sigma")
+            missed = x - mean - q.mean.unsqueeze(-1) * loadings
+            far = missed.square().sum(-1) + q.variance * loadings.square().sum()
+            scale = features * (2 * math.pi * sigma**2).log()
+            return -0.5 * scale - far / (2 * sigma**2) - terms.latents["z"].kl
+
+        objective = bound
+
+    return model, guide, Closed(), best.item()
+
+
+@pytest.mark.parametrize(
+    ("steps", "left"), [(20, 0.02), pytest.param(150, 1e-4, marks=pytest.mark.slow)]
+)
+def test_converge_climbs_log_px_to_its_maximum(steps, left):
+    """No step lowers log p(x), and the end is the closed-form maximum."""
+    x = PPCA.random(features=4, latent=1, sigma=0.6).sample(60)
+    model, guide, objective, best = linear_gaussian(x)
+    rprop = lambda params: torch.optim.Rprop(params, lr=0.05, step_sizes=(1e-9, 0.3))  # noqa: E731
+    sgd = lambda params: torch.optim.SGD(params, lr=0.2)  # noqa: E731
+    schedule = pv.Converge(tolerance=1e-9, max_steps=60, window=5, m_steps=3)
+    em = pv.VariationalEM(model, guide, objective, rprop, sgd, schedule)
+    em.prepare(x)
+
+    def log_px():
+        with em.scope, torch.no_grad():
+            loadings, sigma = pyro.param("loadings"), pyro.param("sigma")
+            return PPCA(loadings[:, None], sigma.item(), x.mean(0)).log_px(x).mean().item()
+
+    found = [log_px()]
+    for _ in range(steps):
+        em.step(x)
+        found.append(log_px())
+    assert torch.tensor(found).diff().min() > 0
+    assert found[0] < best - 0.5
+    assert best - left < found[-1] < best + 1e-9
+
+
+def test_common_noise_makes_the_e_steps_climb_one_function():
+    model, guide, (x,), _ = programs.with_pyro_module()
+    values = []
+
+    class Watching(pv.ELBO):
+        def objective(self, terms):
+            value = super().objective(terms)
+            values.append(value.mean().item())
+            return value
+
+    still = lambda params: torch.optim.SGD(params, lr=1e-12)  # noqa: E731
+    for common in (True, False):
+        values.clear()
+        schedule = pv.Converge(window=1, max_steps=2, tolerance=0.0, common_noise=common)
+        em = pv.VariationalEM(model, guide, Watching(), still, schedule=schedule)
+        for _ in range(2):
+            em.step(x)
+        if common:
+            one, two = values[:2], values[3:5]
+            assert one[0] == pytest.approx(one[1], abs=1e-8)
+            assert two[0] == pytest.approx(two[1], abs=1e-8)
+            assert one[0] != pytest.approx(two[0], abs=1e-3)  # new noise in the next step
+            assert values[2] != pytest.approx(one[0], abs=1e-3)  # and for the M-step
+        else:
+            assert values[0] != pytest.approx(values[1], abs=1e-3)
+
+
+def test_converge_says_whether_the_bound_came_to_rest():
+    for losses, steps, rested in (
+        ([5.0, 4.0, 3.9999999, 0.0], 3, True),
+        ([5.0, 4.0, 3.0, 2.0, 0.0], 4, False),
+        ([5.0, 6.0, 0.0], 2, True),
+    ):
+        em, x = scripted(pv.Converge(1e-4, max_steps=4, window=1), losses, [])
+        record = em.step(x)
+        assert (record.inner_steps, record.converged) == (steps, rested)

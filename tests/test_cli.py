@@ -548,3 +548,18 @@ def test_settings_survive_json(tmp_path):
     assert (settings.posterior, settings.latent, settings.binarize) == ("StudentT", 50, "dynamic")
     settings.save(tmp_path)
     assert Settings.chosen(read(tmp_path / "train.json")) == settings
+
+
+@pytest.mark.parametrize(
+    ("text", "built"),
+    [
+        ("made", ("made", {})),
+        ("made:300", ("made", {"hidden": 300})),
+        ("window:2", ("window", {"radius": 2})),
+    ],
+)
+def test_autoregressive_likelihoods_by_name(text, built):
+    settings = Settings.chosen({"likelihood": text, "hidden": "8"})
+    data = pv.datasets.Dataset((torch.ones(5, 4, 4),), likelihood="bernoulli")
+    assert settings.likelihood_of(data) == built
+    assert settings.vae(data).decode(torch.zeros(1, settings.latent)).event_shape == (4, 4)

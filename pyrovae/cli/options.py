@@ -25,7 +25,7 @@ Binarize = Annotated[
     str | None,
     typer.Option(
         help="dynamic (anew for each minibatch), fixed (once) or none. "
-        "[default: dynamic for mnist, none elsewhere]"
+        "[default: dynamic for mnist and omniglot, none elsewhere]"
     ),
 ]
 BinarizeCompared = Annotated[
@@ -55,7 +55,9 @@ Prior = Annotated[
 ]
 Latent = Annotated[
     int | None,
-    typer.Option(help="Dimensions of z. [default: 10 on digits, 50 on mnist, else 20]", min=1),
+    typer.Option(
+        help="Dimensions of z. [default: 10 on digits, 50 on mnist and omniglot, else 20]", min=1
+    ),
 ]
 Hidden = Annotated[
     str, typer.Option(help="Widths of the encoder's hidden layers; the decoder mirrors them.")
@@ -63,8 +65,8 @@ Hidden = Annotated[
 Likelihood = Annotated[
     str | None,
     typer.Option(
-        help=f"p(x|z): {', '.join(likelihood_names())}; binomial:16 and normal_fixed:0.1 carry "
-        "their argument. [default: what fits the data]"
+        help=f"p(x|z): {', '.join(likelihood_names())}; binomial:16, normal_fixed:0.1, made:500 "
+        "(hidden units) and window:3 (radius) carry their argument. [default: what fits the data]"
     ),
 ]
 Objective = Annotated[str, typer.Option(help="elbo or iwae.")]

@@ -121,8 +121,10 @@ def _student_norm_slope(df: mp.mpf) -> mp.mpf:
 CURVES = {
     "LOG_NORM": (_log_norm, lambda a: mp.psi(0, 1 + a) - mp.log1p(a)),
     "STUDENT_NORM": (_student_norm, _student_norm_slope),
-    "DIGAMMA": (lambda a: mp.psi(0, 1 + a) - mp.log1p(a),),
 }
+
+
+CLOSE_DEGREE = {"LOG_NORM": 19, "STUDENT_NORM": 31}
 
 
 def fit_curve(curve: Callable[[mp.mpf], mp.mpf], degree: int) -> tuple[np.ndarray, float]:
@@ -166,8 +168,9 @@ def main() -> None:
     show("GAMMA_64", *fit_gamma(35, 13))
     show("STUDENT", *fit_student(5, 9, 1e-9))
     show("STUDENT_64", *fit_student(13, 22, 1e-14))
-    for name, degree in (("LOG_NORM", 11), ("STUDENT_NORM", 11), ("DIGAMMA", 21)):
-        show(name, *fit_curves(name, degree))
+    for name in CURVES:
+        show(name, *fit_curves(name, 11))
+        show(f"{name}_64", *fit_curves(name, CLOSE_DEGREE[name]))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ function; the tests compare them.
 from __future__ import annotations
 
 import functools
+import math
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -24,10 +26,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-__all__ = ["PIECE", "Fast", "can_look", "fused", "with_slopes"]
+__all__ = ["PIECE", "Fast", "at_work", "can_look", "fused", "scratch", "with_slopes"]
 
 Fast = Callable[..., "tuple[Tensor | None, ...] | None"]
 PIECE = 1 << 14  # elements of a piece: its dozen of temporaries fit in a core's cache
+MOST_KEPT = 1 << 23  # bytes
 
 
 def can_look() -> bool:
@@ -39,19 +42,49 @@ def can_look() -> bool:
     )
 
 
+def at_work(*tensors: Tensor) -> bool:
+    """Whether the plain work is all there is: nothing recorded, captured or mapped."""
+    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return not recorded and can_look() and not torch.jit.is_tracing()
+
+
+_SCRATCH = threading.local()
+
+
+def scratch(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Return a tensor to work in, of this shape; what it holds is lost at the next call.
+
+    The C library gives temporaries above 64 KiB back to the system, and asks for their pages
+    anew, one fault for every 4 KiB: that costs more than the work in them. So one is kept, for
+    each thread and dtype, on the CPU.
+    """
+    size = math.prod(shape)
+    if not like.is_cpu:
+        return like.new_empty(shape)
+    kept = getattr(_SCRATCH, str(like.dtype), None)
+    if kept is None or kept.numel() < size:
+        with torch.inference_mode(False):
+            kept = torch.empty(size, dtype=like.dtype)
+        if kept.nbytes <= MOST_KEPT:
+            setattr(_SCRATCH, str(like.dtype), kept)
+    return kept[:size].view(shape)
+
+
 class _Fused(torch.autograd.Function):
     """The value of `fast`, with its slopes; `plain` is differentiated for second derivatives."""
 
     @staticmethod
-    def forward(ctx: Any, plain: Callable[..., Tensor], fast: Fast, *inputs: Tensor) -> Tensor:
-        needed = ctx.needs_input_grad[2:]
+    def forward(
+        ctx: Any, plain: Callable[..., Tensor], fast: Fast, vectors: bool, *inputs: Tensor
+    ) -> Tensor:
+        needed = ctx.needs_input_grad[3:]
 
         def piece(*inputs: Tensor) -> tuple[Tensor | None, ...]:
             value, *slopes = fast(needed, *inputs) or _by_autograd(plain, needed, *inputs)
             return value, *(s if n else None for s, n in zip(slopes, needed, strict=True))
 
-        value, *slopes = _in_pieces(piece, _alike(inputs))
-        ctx.plain, ctx.has = plain, [s is not None for s in slopes]
+        value, *slopes = _in_pieces(piece, _alike(inputs), vectors)
+        ctx.plain, ctx.has, ctx.vectors = plain, [s is not None for s in slopes], vectors
         ctx.save_for_backward(*inputs, *(s for s in slopes if s is not None))
         return value
 
@@ -60,8 +93,9 @@ class _Fused(torch.autograd.Function):
         n = len(ctx.has)
         inputs, slopes = ctx.saved_tensors[:n], iter(ctx.saved_tensors[n:])
         if torch.is_grad_enabled():
-            return None, None, *_through(ctx.plain, inputs, g)
-        grads: list[Tensor | None] = [None, None]
+            return None, None, None, *_through(ctx.plain, inputs, g)
+        grads: list[Tensor | None] = [None, None, None]
+        g = g.unsqueeze(-1) if ctx.vectors else g
         for x, has in zip(inputs, ctx.has, strict=True):
             grad = g * next(slopes) if has else None
             if grad is not None and grad.shape != x.shape:
@@ -91,27 +125,31 @@ def _alike(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _in_pieces(
-    piece: Callable[..., tuple[Tensor | None, ...]], inputs: tuple[Tensor, ...]
+    piece: Callable[..., tuple[Tensor | None, ...]], inputs: tuple[Tensor, ...], vectors: bool
 ) -> tuple[Tensor | None, ...]:
-    """Apply an elementwise function of several results, to large inputs piece by piece.
+    """Apply a function of several results, to large inputs piece by piece.
 
-    A result that is None for some pieces only is zero there.
+    It is elementwise, or one of vectors, whose first result has no last dimension. A result that
+    is None for some pieces only is zero there.
     """
     first = inputs[0]
     if first.numel() <= 2 * PIECE or first.is_cuda:
         return piece(*inputs)
-    shape, size = inputs[0].shape, inputs[0].numel()
-    flat = [x.reshape(-1) for x in inputs]
+    event = first.shape[-1:] if vectors else ()
+    flat = [x.reshape(-1, *event) for x in inputs]
+    size, step = len(flat[0]), max(PIECE // max(math.prod(event), 1), 1)
     results: list[Tensor | None] = []
-    for i in range(0, size, PIECE):
-        parts = piece(*(x[i : i + PIECE] for x in flat))
+    for i in range(0, size, step):
+        parts = piece(*(x[i : i + step] for x in flat))
         results = results or [None] * len(parts)
         for j, part in enumerate(parts):
             if part is not None and results[j] is None:
-                results[j] = part.new_zeros(size) if i else part.new_empty(size)
+                make = part.new_zeros if i else part.new_empty
+                results[j] = make(size, *part.shape[1:])
             if results[j] is not None:
-                results[j][i : i + PIECE] = 0.0 if part is None else part
-    return tuple(None if r is None else r.view(shape) for r in results)
+                results[j][i : i + step] = 0.0 if part is None else part
+    batch = first.shape[: first.dim() - len(event)]
+    return tuple(None if r is None else r.view(batch + r.shape[1:]) for r in results)
 
 
 def _by_autograd(
@@ -128,24 +166,32 @@ def _by_autograd(
 
 
 def with_slopes(
-    value: Tensor, inputs: tuple[Tensor, ...], slopes: tuple[Tensor | None, ...]
+    value: Tensor,
+    inputs: tuple[Tensor, ...],
+    slopes: tuple[Tensor | None, ...],
+    vectors: bool = False,
 ) -> Tensor:
     """Return the value with these first derivatives, in operations that any graph knows."""
     for x, slope in zip(inputs, slopes, strict=True):
         if slope is not None and x.requires_grad:
-            value = value + ((x - x.detach()) * slope).to(value.dtype)  # zero, but for autograd
+            none = (x - x.detach()) * slope  # zero, but for autograd
+            value = value + (none.sum(-1) if vectors else none).to(value.dtype)
     return value
 
 
-def _in_graph(fast: Fast, inputs: tuple[Tensor, ...]) -> Tensor | None:
+def _in_graph(fast: Fast, inputs: tuple[Tensor, ...], vectors: bool) -> Tensor | None:
     needed = tuple(x.requires_grad for x in inputs)
     with torch.no_grad():
         found = fast(needed, *_alike(tuple(x.detach() for x in inputs)))
-    return None if found is None else with_slopes(found[0], inputs, found[1:])
+    return None if found is None else with_slopes(found[0], inputs, found[1:], vectors)
 
 
 def fused(
-    plain: Callable[..., Tensor], fast: Fast, *inputs: Tensor, compiles: bool = False
+    plain: Callable[..., Tensor],
+    fast: Fast,
+    *inputs: Tensor,
+    compiles: bool = False,
+    vectors: bool = False,
 ) -> Tensor:
     """Return `plain(*inputs)`, an elementwise function, with its derivatives in one step.
 
@@ -158,9 +204,10 @@ def fused(
         inputs: tensors of shapes that broadcast.
         compiles: `fast` does not look at values where `can_look()` is false, and `torch.compile`
             should take it, for first derivatives; for a `plain` that is more than a closed form.
+        vectors: the function takes vectors, in the last dimension, to one number each.
     """
     if compiles and torch.compiler.is_compiling():
-        found = _in_graph(fast, inputs)
+        found = _in_graph(fast, inputs, vectors)
         if found is not None:
             return found
     if (
@@ -171,4 +218,4 @@ def fused(
         or forward_ad._current_level >= 0
     ):
         return plain(*inputs)
-    return _Fused.apply(plain, fast, *inputs)
+    return _Fused.apply(plain, fast, vectors, *inputs)

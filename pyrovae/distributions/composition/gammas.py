@@ -38,7 +38,7 @@ from pyrovae.distributions.special.incomplete_gamma import attach_log_gamma, dra
 from pyrovae.distributions.special.quadrature import known, result_dtype
 from pyrovae.distributions.special.stirling import log_ratio_minus
 
-__all__ = ["Chi2", "Erlang", "Gamma", "fast_score", "log_norm", "plain_score"]
+__all__ = ["Chi2", "Erlang", "Gamma", "bend_of", "log_norm", "plain_score"]
 
 
 def kernel(a: Tensor, rate: Tensor, z: Tensor, quick: bool) -> Tensor:
@@ -107,25 +107,32 @@ def plain_score(z: Tensor, a: Tensor, rate: Tensor) -> Tensor:
 
 
 def fast_score(needed: tuple[bool, ...], z: Tensor, a: Tensor, rate: Tensor) -> tuple | None:
-    r"""Return the log-density in float32, and its slopes.
+    r"""Return the log-density and its slopes.
 
     With :math:`r = \lambda z/(a + 1)` and :math:`N(a) = \log\Gamma(a + 1) - a\log(a + 1) + a`:
     :math:`a(\log r - (r - 1)) - r + \log(a/z) - N(a)`, in which nothing cancels.
     """
-    if z.dtype != torch.float32 or not within(z, 1e-30, math.inf):
+    if not within(z, 1e-30, math.inf):
         return None
     if not can_look():
         z = z.clamp_min(torch.finfo(z.dtype).tiny)
     more = a + 1
     ratio = (rate * z).div_(more)
-    wide = ratio.double()
-    bend = (wide.log() - (wide - 1)).float()  # nothing would be left of it at large a
+    bend = bend_of(ratio)
     norm, norm_slope = surfaces.log_norm(a)
-    value = bend.mul(a).sub_(ratio).add_(a.log()).sub_(z.log()).sub_(norm)
+    value = bend.mul(a).sub_(ratio).add_((a / z).log_()).sub_(norm)
     per_a = None
     if needed[1]:
         per_a = bend.add_(ratio).sub_(1).add_(1 / a).sub_(norm_slope)
     return value, (a - 1).div_(z).sub_(rate), per_a, (a / rate).sub_(z)
+
+
+def bend_of(ratio: Tensor) -> Tensor:
+    """Return log r - (r - 1), times a large number to the last digit; for float32 in float64."""
+    if ratio.dtype == torch.float64:
+        return log_ratio_minus(ratio.log(), ratio - 1)
+    wide = ratio.double()
+    return wide.log().sub_(wide).add_(1).to(ratio.dtype)
 
 
 class _GammaMethods(Univariate):

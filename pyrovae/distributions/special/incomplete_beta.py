@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyrovae.distributions.fused import can_look
+from pyrovae.distributions.fused import at_work, can_look, scratch
 from pyrovae.distributions.special import surfaces
 from pyrovae.distributions.special.incomplete_gamma import draw_log_gamma
 from pyrovae.distributions.special.quadrature import (
@@ -147,22 +147,40 @@ def _integrals(
     """
     t, w = nodes(rule, y)
     low = (y <= 0).to(y.dtype)
-    fall = torch.expm1((end - 2 * low * end) * t)
-    arg = torch.sigmoid(-y.abs()) * fall
-    log = torch.log1p(arg)  # L where x is small, v + L where it is not
-    lean = torch.lerp(b, -c, low) * end
-    weight = torch.exp(torch.addcmul(lean * t, log, c + b, value=-1))
-    sums = integrate(w, weight)
-    results = [sums[0] * end]
+    edge, both, lean = torch.sigmoid(-y.abs()), c + b, torch.lerp(b, -c, low) * end
+    signed = end - 2 * low * end
+    least = torch.finfo(y.dtype).eps / 16
+    if at_work(c, b, y, end):
+        fall, arg, log, weight = scratch((4, rule.count, *y.shape), y)
+        torch.mul(signed, t, out=fall).expm1_()
+        torch.mul(fall, edge, out=arg)
+        torch.log1p(arg, out=log)  # L where x is small, v + L where it is not
+        torch.mul(log, both, out=weight).neg_().addcmul_(lean, t).exp_()
+        results = [integrate(w, weight)]
+        if want[1]:  # before log is written over
+            growth = fall.mul_(low).add_(1).clamp_min_(least).reciprocal_().mul_(arg.add_(1))
+            growth.mul_(weight)
+            rest = torch.sub(log, log_rest, out=arg).addcmul_(end * (1 - low), t, value=-1)
+            results.append(integrate(w[:1], growth.mul_(rest))[0])
+        if want[0]:
+            results.insert(1, integrate(w[:1], weight.mul_(log))[0])
+    else:
+        fall = torch.expm1(signed * t)
+        arg = edge * fall
+        log = torch.log1p(arg)
+        weight = torch.exp(torch.addcmul(lean * t, log, both, value=-1))
+        results = [integrate(w, weight)]
+        if want[0]:
+            results.append(integrate(w[:1], weight * log)[0])
+        if want[1]:
+            rest = torch.addcmul(log - log_rest, end * (1 - low), t, value=-1)
+            growth = (arg + 1) / (fall * low + 1).clamp_min(least)
+            results.append(integrate(w[:1], weight * growth * rest)[0])
+    sums = results[0]
+    results[0] = sums[0]
     if want[0]:
-        part = integrate(w[:1], weight * log)[0]
-        results.append(torch.addcmul(part, low * end, sums[1]) * end)
-    if want[1]:
-        rest = torch.addcmul(log - log_rest, end * (1 - low), t, value=-1)
-        least = torch.finfo(y.dtype).eps / 16
-        growth = (arg + 1) / torch.addcmul(torch.ones_like(y), low, fall).clamp_min(least)
-        results.append(integrate(w[:1], weight * growth * rest)[0] * end)
-    return tuple(results)
+        results[1] = torch.addcmul(results[1], low * end, sums[1])
+    return tuple(result * end for result in results)
 
 
 def _digamma_steps(a: Tensor, b: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:

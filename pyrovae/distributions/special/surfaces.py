@@ -35,7 +35,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from pyrovae.distributions.fused import can_look
+from pyrovae.distributions.fused import at_work, can_look, scratch
 from pyrovae.distributions.special import surface_tables
 
 __all__ = [
@@ -52,13 +52,37 @@ GAMMA_RATE = 0.125
 GAMMA_RANGE = -38.0, 4.0
 
 
-def _powers(x: Tensor, count: int) -> Tensor:
+def _powers(x: Tensor, count: int, out: Tensor | None = None) -> Tensor:
     """Return 1, x, ..., x^(count - 1), `[count, *shape]`."""
+    if out is not None:
+        out[0], out[1] = 1.0, x
+        known, step = 2, x
+        while known < count:
+            step, more = step * step, min(known, count - known)
+            torch.mul(out[:more], step, out=out[known : known + more])
+            known += more
+        return out
     rows, step = torch.stack((torch.ones_like(x), x)), x
     while len(rows) < count:
         step = step * step
         rows = torch.cat((rows, rows[: count - len(rows)] * step))
     return rows
+
+
+def _surface(table: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Return the sums over i, j of table[..., i, j] x^i y^j, `[..., *shape]`."""
+    *parts, n, m = table.shape
+    matrix = table.transpose(-1, -2).reshape(-1, n)  # [... m, n]
+    if not at_work(x, y):
+        rows = (matrix @ _powers(x, n).view(n, -1)).view(*parts, m, *x.shape)
+        return (rows * _powers(y, m)).sum(len(parts))
+    size, count = x.numel(), matrix.shape[0]
+    work = scratch((n + m + count, size), x)
+    first, second, rows = work.split((n, m, count))
+    _powers(x.reshape(-1), n, first)
+    _powers(y.reshape(-1), m, second)
+    torch.mm(matrix, first, out=rows)
+    return rows.view(*parts, m, size).mul_(second).sum(len(parts)).view(*parts, *x.shape)
 
 
 @lru_cache(maxsize=32)
@@ -68,18 +92,9 @@ def _cached(name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def _table(name: str, like: Tensor) -> Tensor:
     """Return the coefficients for the dtype of `like`; the longer ones are named so."""
-    name = name + "_64" if like.dtype == torch.float64 and name in _PRECISE else name
+    name = f"{name}_64" if like.dtype == torch.float64 else name
     make = _cached if can_look() else _cached.__wrapped__  # never keep a tensor of a graph
     return make(name, like.dtype, like.device)
-
-
-_PRECISE = ("GAMMA", "STUDENT")
-
-
-def _times(matrix: Tensor, rows: Tensor) -> Tensor:
-    """Return the product of matrices `[..., I, J]` and `[J, *shape]`: `[..., I, *shape]`."""
-    flat = matrix.reshape(-1, matrix.shape[-1]) @ rows.reshape(rows.shape[0], -1)
-    return flat.view(matrix.shape[:-1] + rows.shape[1:])
 
 
 def gamma_slope(a: Tensor, y: Tensor) -> Tensor:
@@ -92,10 +107,8 @@ def gamma_slope(a: Tensor, y: Tensor) -> Tensor:
     low = m.clamp_min(GAMMA_RANGE[0])
     tail = torch.exp(-low)
     root = torch.exp(-GAMMA_RATE * 2 * low.clamp_max(GAMMA_RANGE[1]))
-    table = _table("GAMMA", a)
     x = _GAMMA_SPAN / (1 + root) - _GAMMA_SHIFT  # affine in the tanh, from -1 to 1
-    rows = _times(table.t(), _powers(x, table.shape[0]))
-    middle = (rows * _powers(2 * s - 1, table.shape[1])).sum(0)
+    middle = _surface(_table("GAMMA", a), x, 2 * s - 1)
     # log(1 + e^-m) is -m below the range
     return (torch.log1p(tail) + (low - m) + tail / (1 + tail) * middle) / a
 
@@ -119,9 +132,7 @@ def student_slope(df: Tensor, log_abs: Tensor) -> Tensor:
     log = torch.log1p(w)
     near, mean = (w + 1).reciprocal(), log / w
     limit = log - _one_minus(mean, w * near)
-    table = _table("STUDENT", df)  # [A and B, powers of 2s - 1, powers of x]
-    rows = _times(table.transpose(1, 2), _powers(2 * s - 1, table.shape[1]))
-    a, b = (rows * _powers(1 - 2 * near, table.shape[2])).sum(1).unbind(0)
+    a, b = _surface(_table("STUDENT", df), 2 * s - 1, 1 - 2 * near).unbind(0)
     rest = torch.addcmul(a, b, mean) * s
     return -(0.5 * (limit + (y - core).clamp_min(0.0)) + rest) / df
 
@@ -140,14 +151,19 @@ def _one_minus(mean: Tensor, q: Tensor) -> Tensor:
 
 def _curves(name: str, a: Tensor) -> Sequence[Tensor]:
     """Return curves in sigma = 2/(1 + a) - 1, together."""
-    table = _table(name, a)
-    return _times(table, _powers(2 / (1 + a) - 1, table.shape[1])).unbind(0)
+    table, sigma = _table(name, a), 2 / (1 + a) - 1
+    n = table.shape[1]
+    if at_work(a):
+        rows = _powers(sigma, n, scratch((n, *a.shape), a))
+    else:
+        rows = _powers(sigma, n)
+    return (table @ rows.view(n, -1)).view(-1, *a.shape).unbind(0)
 
 
 def log_norm(a: Tensor) -> tuple[Tensor, Tensor]:
     r"""Return :math:`\log\Gamma(1 + a) - a\log(1 + a) + a` and :math:`\psi(1 + a) - \log(1 + a)`.
 
-    The first is about half of log a; for float32.
+    The first is about half of log a. Absolute errors: 1e-7, or 2e-15 in float64.
     """
     value, slope = _curves("LOG_NORM", a)
     return torch.add(value, torch.log1p(a), alpha=0.5), slope
@@ -155,7 +171,7 @@ def log_norm(a: Tensor) -> tuple[Tensor, Tensor]:
 
 def digamma_rest(a: Tensor, quick: bool = False) -> Tensor:
     r"""Return :math:`\psi(1 + a) - \log(1 + a)`, to 1e-14, or `quick` to 1e-10; differentiable."""
-    curve = surface_tables.LOG_NORM[1] if quick else surface_tables.DIGAMMA[0]
+    curve = (surface_tables.LOG_NORM if quick else surface_tables.LOG_NORM_64)[1]
     sigma = 2 / (1 + a) - 1
     total = sigma * curve[-1] + curve[-2]
     for c in reversed(curve[:-2]):
@@ -164,7 +180,9 @@ def digamma_rest(a: Tensor, quick: bool = False) -> Tensor:
 
 
 def student_norm(df: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Return half a step of log-Gamma and its derivative, about -1/4df and its own; for float32.
+    r"""Return half a step of log-Gamma and its derivative, about -1/4df and its own.
+
+    Absolute errors: 1e-7, or 5e-15 in float64.
 
     :math:`\log\Gamma(\frac{\nu+1}2) - \log\Gamma(\frac\nu2) - \frac12\log\frac\nu2`.
     """

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-__all__ = ["PIECE", "Fast", "at_work", "can_look", "fused", "scratch", "with_slopes"]
+__all__ = ["PIECE", "Fast", "at_work", "can_look", "fused", "in_pieces", "scratch", "with_slopes"]
 
 Fast = Callable[..., "tuple[Tensor | None, ...] | None"]
 PIECE = 1 << 14  # elements of a piece: its dozen of temporaries fit in a core's cache
@@ -83,7 +83,7 @@ class _Fused(torch.autograd.Function):
             value, *slopes = fast(needed, *inputs) or _by_autograd(plain, needed, *inputs)
             return value, *(s if n else None for s, n in zip(slopes, needed, strict=True))
 
-        value, *slopes = _in_pieces(piece, _alike(inputs), vectors)
+        value, *slopes = in_pieces(piece, _alike(inputs), vectors)
         ctx.plain, ctx.has, ctx.vectors = plain, [s is not None for s in slopes], vectors
         ctx.save_for_backward(*inputs, *(s for s in slopes if s is not None))
         return value
@@ -124,7 +124,7 @@ def _alike(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return torch.broadcast_tensors(*(x.to(dtype) for x in inputs))
 
 
-def _in_pieces(
+def in_pieces(
     piece: Callable[..., tuple[Tensor | None, ...]], inputs: tuple[Tensor, ...], vectors: bool
 ) -> tuple[Tensor | None, ...]:
     """Apply a function of several results, to large inputs piece by piece.

@@ -93,14 +93,14 @@ class Kumaraswamy(Hazard, dist.Kumaraswamy):
         """Where 1 - e^{-s} is near 1, float64 keeps what is missing."""
         if e.dtype != torch.float32:
             return None
-        s = e / b
-        power = s.double().neg_().expm1_().neg_()  # z^a
-        y = power.log().float().div_(a)
+        s = (e / b).neg_()
+        power = s.double().expm1_().neg_()  # z^a
+        y = power.log().to(e.dtype).div_(a)
+        z = y.exp()
         if not within(y, -80.0, -1e-7):
             return None
-        z = y.exp()
         per_a = y.mul_(z).div_(a).neg_()
-        per_b = (-s).exp_().div_(power.float()).mul_(z).div_(a).mul_(s).div_(b).neg_()
+        per_b = s.exp().mul_(s).mul_(z).div_(power.to(e.dtype).mul_(a).mul_(b))
         return z, None, per_a, per_b
 
     @staticmethod
@@ -108,16 +108,15 @@ class Kumaraswamy(Hazard, dist.Kumaraswamy):
         """In float64, likewise."""
         if z.dtype != torch.float32 or not within(z, torch.finfo(z.dtype).tiny, 1.0):
             return None
-        wide_a, log_z = a.double(), z.double().log_()
-        less = (wide_a * log_z).expm1_()  # z^a - 1
-        log_rest = (-less).log_()
-        ratio = (less + 1).div_(less)  # -z^a / (1 - z^a)
-        more, value = b - 1, (a * b).log()
-        value = log_z.mul(wide_a - 1).addcmul_(more, log_rest).add_(value).float()
-        ratio.mul_(more)
-        per_z = ratio.mul(wide_a).add_(wide_a).sub_(1).float().div_(z)
-        per_a = ratio.add_(1).mul_(log_z).float().add_(1 / a) if needed[1] else None
-        per_b = log_rest.float().add_(1 / b) if needed[2] else None
+        log_z = z.log()  # right near 1, where z is what it is
+        power = log_z * a
+        less = power.double().expm1_()  # z^a - 1
+        log_rest = less.neg().log_().to(z.dtype)
+        ratio = power.exp_().div_(less.to(z.dtype)).mul_(b - 1)  # -(b - 1) z^a / (1 - z^a)
+        value = (a * b).log_().addcmul_(log_z, a - 1).addcmul_(log_rest, b - 1)
+        per_z = (ratio + 1).mul_(a).sub_(1).div_(z)
+        per_a = ratio.add_(1).mul_(log_z).add_(1 / a) if needed[1] else None
+        per_b = log_rest.add_(1 / b) if needed[2] else None
         return value, per_z, per_a, per_b
 
     def _plain_log_prob(self, z: Tensor) -> Tensor:

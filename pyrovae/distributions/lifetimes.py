@@ -142,24 +142,29 @@ class Weibull(Hazard, dist.Weibull):
         return torch.log(k / self.scale) + 2 * (k - 1) * root.log() - root.pow(2 * k)
 
     @staticmethod
-    def fast_log_prob(needed: tuple[bool, ...], z: Tensor, scale: Tensor, k: Tensor) -> tuple:
-        root = z.sqrt().div(scale.sqrt())
-        log_ratio = root.log().mul_(2)
-        hazard, rate = root.pow(2 * k), k / scale
-        value = rate.log().add(log_ratio * (k - 1)).sub_(hazard)
-        rest = 1 - hazard
-        per_scale = (rate * rest).neg_() if needed[1] else None
-        per_k = (1 / k).add(log_ratio * rest) if needed[2] else None
-        return value, (k * rest).sub_(1).div_(z), per_scale, per_k
+    def fast_log_prob(
+        needed: tuple[bool, ...], z: Tensor, scale: Tensor, k: Tensor
+    ) -> tuple | None:
+        ratio = z / scale
+        if not within(ratio, 1e-30, 1e30):
+            return None
+        log_ratio = ratio.log_()
+        hazard, rate = (log_ratio * k).exp_(), k / scale
+        value = rate.log().addcmul_(log_ratio, k - 1).sub_(hazard)
+        rest = hazard.neg_().add_(1)
+        per_z = (k * rest).sub_(1).div_(z)
+        per_scale = rate.mul_(rest).neg_() if needed[1] else None
+        per_k = log_ratio.mul_(rest).add_(1 / k) if needed[2] else None
+        return value, per_z, per_scale, per_k
 
     @staticmethod
     def fast_draw(needed: tuple[bool, ...], e: Tensor, scale: Tensor, k: Tensor) -> tuple | None:
-        log_e = e.log()
-        y = (log_e / k).add_(scale.log())
-        if not (within(y, -60.0, 60.0) and k.amin().item() > 0.1):
+        power = e.log().div_(k)
+        root = power.exp()
+        z = root * scale
+        if not (within(z, 1e-25, 1e25) and k.amin().item() > 0.1):
             return None
-        z = y.exp_()
-        return z, None, z / scale, (z * log_e).div_(k).div_(k).neg_()
+        return z, None, root, power.mul_(z).div_(k).neg_()
 
     @property
     def mean(self) -> Tensor:

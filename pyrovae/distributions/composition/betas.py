@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import math
 from numbers import Number
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Size, Tensor
 from torch import distributions as td
+from torch.autograd import forward_ad
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid
 
@@ -32,11 +34,12 @@ from pyrovae.distributions.composition.contract import (
     clamp_inside,
     refuse_half,
 )
-from pyrovae.distributions.composition.gammas import fast_score, log_norm, plain_score
-from pyrovae.distributions.fused import can_look, fused
+from pyrovae.distributions.composition.gammas import bend_of, log_norm, plain_score
+from pyrovae.distributions.fused import can_look, fused, in_pieces
 from pyrovae.distributions.inverse_cdf import within
 from pyrovae.distributions.special import (
     digamma_difference,
+    logit_beta_slope,
     logit_beta_slopes,
     sample_logit_beta,
     stirling,
@@ -101,33 +104,34 @@ def _plain_score(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _fast_score(needed: tuple[bool, ...], x: Tensor, a: Tensor, b: Tensor) -> tuple | None:
-    r"""Return the log-density in float32, and its slopes.
+    r"""Return the log-density, and its slopes.
 
     With :math:`n = a + b`, :math:`r = x\,(1 + n)/(1 + a)`, :math:`q = (1 - x)(1 + n)/(1 + b)` and
     N of :func:`~pyrovae.distributions.special.surfaces.log_norm`, nothing large is left in
     :math:`a\ell(r) + b\ell(q) + 1 - r - q - N(a) - N(b) + N(n) + \log\frac{ab}{n\,x(1 - x)}`,
     where :math:`\ell(r) = \log r - (r - 1)`.
     """
-    if x.dtype != torch.float32 or not within(x, 0.0, 1.0):
+    if not within(x, 0.0, 1.0):
         return None
+    dtype, quick = x.dtype, x.dtype == torch.float32
     if not can_look():
-        info = torch.finfo(x.dtype)
+        info = torch.finfo(dtype)
         x = x.clamp(info.tiny, 1 - info.eps / 2)
     a, b = a.double(), b.double()
     shapes = torch.stack((a, b, a + b))
-    norms, slopes = surfaces.log_norm(shapes)
+    norms, slopes = surfaces.log_norm(shapes, quick)
     x = x.double()
     sides = torch.stack((x, 1 - x))
     ratio = sides * (shapes[2] + 1) / (shapes[:2] + 1)  # r, q
     log_ratio = ratio.log()
-    bend = log_ratio - (ratio - 1)
-    value = (bend * shapes[:2] - ratio).sum(0) + (norms[2] - norms[0] - norms[1] + 1)
+    value = (bend_of(ratio, log_ratio, quick) * shapes[:2] - ratio).sum(0)
+    value = value + (norms[2] - norms[0] - norms[1] + 1)
     value = value + (shapes[0] * shapes[1] / (shapes[2] * sides[0] * sides[1])).log()
     inverse = shapes.reciprocal()
     per = log_ratio + (inverse[:2] - inverse[2]) + (slopes[2] - slopes[:2])
     pull = (shapes[:2] - 1) / sides
-    value, per_x, per = value.float(), (pull[0] - pull[1]).float(), per.float()
-    return value, per_x, per[0], per[1]
+    per = per.to(dtype)
+    return value.to(dtype), (pull[0] - pull[1]).to(dtype), per[0], per[1]
 
 
 def _remainder(a: Tensor) -> Tensor:
@@ -223,36 +227,37 @@ class Dirichlet(Checked, dist.Dirichlet):
         check_arguments(Dirichlet, validate_args, concentration=concentration)
         super().__init__(concentration, validate_args=validate_args)
 
-    def _scores(self, sample_shape: Size | tuple[int, ...]) -> Tensor:
-        """Draw log-Gammas whose softmax is the draw, and whose gradients give the draw's."""
-        alpha = self.concentration.expand(self._extended_shape(Size(sample_shape)))
-        with torch.no_grad():
-            parts = draw_log_gamma(alpha.detach())
-            logit = _logits(torch.log_softmax(parts, -1))
-            rest = alpha.sum(-1, keepdim=True) - alpha
-        return fused(_plain_parts, _fast_parts, parts, alpha, rest, logit, compiles=True)
+    def _alpha(self, sample_shape: Size | tuple[int, ...]) -> Tensor:
+        return self.concentration.expand(self._extended_shape(Size(sample_shape)))
 
     def log_rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
         """Draw log x, which neither underflows nor piles up at any concentration."""
-        return torch.log_softmax(self._scores(sample_shape), -1)
+        alpha = self._alpha(sample_shape)
+        return torch.log_softmax(_attach(draw_log_gamma(alpha.detach()), alpha), -1)
 
     def rsample(self, sample_shape: Size | tuple[int, ...] = EMPTY) -> Tensor:
-        x = torch.softmax(self._scores(sample_shape), -1)
-        return clamp_inside(x, torch.finfo(x.dtype).tiny)
+        alpha = self._alpha(sample_shape)
+        if torch.compiler.is_compiling():
+            return _draw_in_graph(alpha)
+        if can_look() and not torch.jit.is_tracing() and forward_ad._current_level < 0:
+            return _Draw.apply(alpha)
+        return _plain_vectors(draw_log_gamma(alpha.detach()), alpha)
 
     def _score(self, value: Tensor) -> Tensor:
-        """Sum the densities of Gamma(alpha_i, n), n the sum of all: a constant is missing."""
         alpha = self.concentration
-        total = alpha.sum(-1)
-        dtype = result_dtype(alpha, value)
-        rate = total.unsqueeze(-1)
-        terms = fused(plain_score, fast_score, value, alpha, rate, compiles=True)
-        miss = value.double().sum(-1) - 1
-        score = terms.double().sum(-1) + total * miss - log_norm(total, torch.float64)
+        score = fused(
+            _plain_score_of_vectors,
+            _fast_score_of_vectors,
+            value,
+            alpha,
+            compiles=True,
+            vectors=True,
+        )
         if not (self._validate_args and can_look()):
+            miss = value.double().sum(-1) - 1
             inside = (value >= 0).all(-1) & (miss.abs() < 1e-4)
             score = torch.where(inside | miss.isnan(), score, -math.inf)
-        return score.to(dtype)
+        return score
 
     @property
     def mode(self) -> Tensor:
@@ -270,7 +275,77 @@ class Dirichlet(Checked, dist.Dirichlet):
         return (terms.sum(-1) + whole - rest).to(self.concentration.dtype)
 
 
-def _plain_parts(parts: Tensor, alpha: Tensor, rest: Tensor, logit: Tensor) -> Tensor:
+# -- vectors: draws -------------------------------------------------------------------------------
+
+
+class _Draw(torch.autograd.Function):
+    r"""A draw and the D_i of its components, in one step.
+
+    .. math:: \bar\alpha_i = D_i x_i\,\big(\bar x_i - \sum_j x_j \bar x_j\big).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, alpha: Tensor) -> Tensor:
+        def piece(alpha: Tensor) -> tuple[Tensor | None, ...]:
+            parts = draw_log_gamma(alpha)
+            x, slopes = _draw_and_slopes(parts, alpha, ctx.needs_input_grad[0])
+            return x, slopes, parts
+
+        x, slopes, parts = in_pieces(piece, (alpha,), vectors=True)
+        if slopes is not None:
+            ctx.save_for_backward(alpha, parts, x, slopes)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        alpha, parts, x, slopes = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            again = _plain_vectors(parts, alpha)
+            return torch.autograd.grad(again, alpha, g, create_graph=True)[0]
+        own = g * x
+        return torch.addcmul(own, x, own.sum(-1, keepdim=True), value=-1).mul_(slopes)
+
+
+def _draw_and_slopes(parts: Tensor, alpha: Tensor, needed: bool) -> tuple[Tensor, Tensor | None]:
+    """Return x from its log-Gammas, and the derivative of each logit in its margin.
+
+    The logit of the greatest comes from the others; where they are nothing beside it in the
+    format, D no longer depends on how small they are.
+    """
+    tiny = torch.finfo(parts.dtype).tiny
+    top, where = parts.max(-1, keepdim=True)
+    shifted = parts - top
+    weights = shifted.exp()
+    others = weights.scatter(-1, where, 0.0).sum(-1, keepdim=True)
+    total = others + 1
+    x = (weights / total).clamp_min_(tiny)
+    if not needed:
+        return x, None
+    rest = (total - weights).scatter(-1, where, others.clamp_min(tiny))
+    logit = shifted.clamp_min(-1e5).sub_(rest.log_())
+    whole = alpha.double()
+    behind = (whole.sum(-1, keepdim=True) - whole).to(alpha.dtype)
+    return x, logit_beta_slope(alpha, behind, logit)
+
+
+def _draw_in_graph(alpha: Tensor) -> Tensor:
+    """Return the draw with its first derivatives, in operations that any graph knows."""
+    with torch.no_grad():
+        parts = draw_log_gamma(alpha.detach())
+        x, slopes = _draw_and_slopes(parts, alpha.detach(), alpha.requires_grad)
+    if slopes is None:
+        return x
+    none = (alpha - alpha.detach()) * slopes  # zero, but for autograd
+    return x + x * (none - (x * none).sum(-1, keepdim=True))
+
+
+def _plain_vectors(parts: Tensor, alpha: Tensor) -> Tensor:
+    """Return x from its log-Gammas, differentiable as often as wanted."""
+    x = torch.softmax(_attach(parts, alpha), -1)
+    return clamp_inside(x, torch.finfo(x.dtype).tiny)
+
+
+def _attach(parts: Tensor, alpha: Tensor) -> Tensor:
     """Return the log-Gammas with the derivative D_i of each logit in its margin."""
     dtype = alpha.dtype
     rule = beta.slope_rule(dtype)
@@ -287,15 +362,10 @@ def _plain_parts(parts: Tensor, alpha: Tensor, rest: Tensor, logit: Tensor) -> T
         return known(lambda a, p, r, y: p.clone(), partials, *inputs, rules=(None, rule))
 
     # the second pass gives the derivative of the derivative; the first is cheap until then
+    logit = _logits(torch.log_softmax(parts, -1))
     twice = torch.is_grad_enabled() and alpha.requires_grad
     first = _logits(torch.log_softmax(attach(logit), -1)) if twice else logit
     return attach(first).to(dtype)
-
-
-def _fast_parts(
-    needed: tuple[bool, ...], parts: Tensor, alpha: Tensor, rest: Tensor, logit: Tensor
-) -> tuple:
-    return parts.clone(), None, logit_beta_slopes(alpha, rest, logit)[0], None, None
 
 
 def _logits(log_x: Tensor) -> Tensor:
@@ -304,6 +374,51 @@ def _logits(log_x: Tensor) -> Tensor:
     others = torch.logsumexp(log_x.masked_fill(top, -math.inf), -1, keepdim=True)
     low = torch.log1p(-torch.where(top, -1.0, log_x).exp())
     return (log_x - torch.where(top, others, low)).clamp(-1e5, 1e5)
+
+
+# -- vectors: log-density -------------------------------------------------------------------------
+
+
+def _plain_score_of_vectors(x: Tensor, alpha: Tensor) -> Tensor:
+    """Sum the densities of Gamma(alpha_i, n), n the sum of all: a constant is missing."""
+    total = alpha.sum(-1)
+    terms = plain_score(x, alpha, total.unsqueeze(-1))
+    miss = x.double().sum(-1) - 1
+    score = terms.double().sum(-1) + total * miss - log_norm(total, torch.float64)
+    return score.to(result_dtype(alpha, x))
+
+
+def _fast_score_of_vectors(needed: tuple[bool, ...], x: Tensor, alpha: Tensor) -> tuple | None:
+    r"""Return the log-density, and its slopes.
+
+    With :math:`n = \sum_i \alpha_i`, :math:`r_i = x_i (1 + n)/(1 + \alpha_i)` and
+    :math:`\ell(r) = \log r - (r - 1)`, nothing large is left in
+    :math:`\sum_i (\alpha_i \ell(r_i) - r_i + \log(\alpha_i / x_i) - N(\alpha_i)) + N(n) - \log n
+    + 1 + (1 + n)(\sum_i x_i - 1)`.
+    """
+    if not within(x, 0.0, math.inf):
+        return None
+    info = torch.finfo(x.dtype)
+    if not can_look():
+        x = x.clamp_min(info.tiny)
+    dtype, quick = x.dtype, x.dtype == torch.float32
+    wide, wide_x = alpha.double(), x.double()
+    total = wide.sum(-1, keepdim=True)
+    norms, slopes = surfaces.log_norm(torch.cat((alpha, total.to(dtype)), -1))
+    ratio = wide_x * (1 + total) / (1 + wide)
+    log_ratio = ratio.log()
+    terms = bend_of(ratio, log_ratio, quick).mul_(wide).sub_(ratio)
+    norm, slope = norms[..., -1], slopes[..., -1:]
+    terms.add_(alpha.log()).sub_(x.log()).sub_(norms[..., :-1])
+    total_1 = total.squeeze(-1)
+    miss = wide_x.sum(-1) - 1
+    value = terms.sum(-1) + (norm - total_1.log()) + torch.addcmul(miss + 1, total_1, miss)
+    per_alpha = None
+    if needed[1]:
+        per_alpha = (log_ratio.to(dtype) + (slope - 1 / total).to(dtype)).sub_(slopes[..., :-1])
+        per_alpha.add_(1 / alpha)
+    per_x = (alpha - 1).div_(x).clamp_(-info.max, info.max)
+    return value.to(dtype), per_x, per_alpha
 
 
 class FisherSnedecor(Univariate, dist.FisherSnedecor):

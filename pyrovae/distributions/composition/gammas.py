@@ -112,27 +112,26 @@ def fast_score(needed: tuple[bool, ...], z: Tensor, a: Tensor, rate: Tensor) -> 
     With :math:`r = \lambda z/(a + 1)` and :math:`N(a) = \log\Gamma(a + 1) - a\log(a + 1) + a`:
     :math:`a(\log r - (r - 1)) - r + \log(a/z) - N(a)`, in which nothing cancels.
     """
-    if not within(z, 1e-30, math.inf):
+    if not within(z, 0.0, math.inf):
         return None
+    info = torch.finfo(z.dtype)
     if not can_look():
-        z = z.clamp_min(torch.finfo(z.dtype).tiny)
-    more = a + 1
-    ratio = (rate * z).div_(more)
-    bend = bend_of(ratio)
+        z = z.clamp_min(info.tiny)
+    wide = rate.double() * z / (a + 1)
+    bend = bend_of(wide, wide.log(), z.dtype == torch.float32).to(z.dtype)
+    ratio = wide.to(z.dtype)
     norm, norm_slope = surfaces.log_norm(a)
-    value = bend.mul(a).sub_(ratio).add_((a / z).log_()).sub_(norm)
+    value = bend.mul(a).sub_(ratio).add_(a.log()).sub_(z.log()).sub_(norm)
     per_a = None
     if needed[1]:
         per_a = bend.add_(ratio).sub_(1).add_(1 / a).sub_(norm_slope)
-    return value, (a - 1).div_(z).sub_(rate), per_a, (a / rate).sub_(z)
+    per_z = (a - 1).div_(z).clamp_(-info.max, info.max).sub_(rate)
+    return value, per_z, per_a, (a / rate).sub_(z)
 
 
-def bend_of(ratio: Tensor) -> Tensor:
-    """Return log r - (r - 1), times a large number to the last digit; for float32 in float64."""
-    if ratio.dtype == torch.float64:
-        return log_ratio_minus(ratio.log(), ratio - 1)
-    wide = ratio.double()
-    return wide.log().sub_(wide).add_(1).to(ratio.dtype)
+def bend_of(ratio: Tensor, log_ratio: Tensor, quick: bool) -> Tensor:
+    """Return log r - (r - 1), so exact that a large number times it is; `quick`: in float32."""
+    return log_ratio - (ratio - 1) if quick else log_ratio_minus(log_ratio, ratio - 1)
 
 
 class _GammaMethods(Univariate):

@@ -35,6 +35,7 @@ from pyrovae.distributions.special import (
 from pyrovae.distributions.special import incomplete_beta as beta
 from pyrovae.distributions.special.incomplete_gamma import draw_log_gamma
 from pyrovae.distributions.special.quadrature import known, result_dtype
+from pyrovae.distributions.special.student import minus_ratio
 from pyrovae.distributions.stable import log_ndtr
 
 __all__ = ["LogNormal", "StudentT"]
@@ -82,20 +83,22 @@ def _plain_score(z: Tensor, df: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
 def _fast_score(
     needed: tuple[bool, ...], z: Tensor, df: Tensor, loc: Tensor, scale: Tensor
 ) -> tuple | None:
-    """Return the log-density in float32, and its slopes; what cancels at large df in float64."""
-    if z.dtype != torch.float32 or not within(z, -math.inf, math.inf):
+    """Return the log-density and its slopes; what cancels at large df in float64."""
+    if not within(z, -1e100, 1e100):
         return None
     eps = (z - loc).div_(scale)
     norm, norm_slope = surfaces.student_norm(df)
-    square = eps.double().square_()
+    square = eps.double().square()
     log1p_w, share = (square / df).log1p_(), square / (square + df)
     more = df + 1
-    value = (log1p_w * more).mul_(-0.5).float().add_(norm).sub_(_HALF_LOG_2PI).sub_(scale.log())
+    value = (log1p_w * more).mul_(-0.5).to(z.dtype).add_(norm).sub_(_HALF_LOG_2PI)
+    value.sub_(scale.log())
     per_df = None
     if needed[1]:
-        per_df = (share / df).add_(share).sub_(log1p_w).mul_(0.5).float().add_(norm_slope)
-    pull = share.float().mul_(more)  # -eps times the slope in eps
-    per_z = more.mul_(eps).div_((square + df).float()).div_(scale).neg_()
+        fall = log1p_w.sub_(share) if z.dtype == torch.float32 else minus_ratio(log1p_w, share)
+        per_df = (share / df).sub_(fall).mul_(0.5).to(z.dtype).add_(norm_slope)
+    pull = share.to(z.dtype).mul_(more)  # -eps times the slope in eps
+    per_z = more.mul_(eps).div_((square + df).to(z.dtype)).div_(scale).neg_()
     return value, per_z, per_df, -per_z, pull.sub_(1).div_(scale)
 
 

@@ -138,9 +138,9 @@ def _integrals(
     rule: Rule,
     want: tuple[bool, bool],
 ) -> tuple[Tensor, ...]:
-    r"""Return integrals over v of :math:`g = e^{-c(v + L) - b L}` with two factors, as wanted.
+    r"""Return the integral over v of :math:`g = e^{-c(v + L) - b L}`, and as wanted two more.
 
-    The factors: v + L; and :math:`e^{v + L}` times the logarithm of 1 - x at v.
+    They are those of g times v + L, and of :math:`g\,e^{v + L}` times the logarithm of 1 - x at v.
 
     v + L and L are the logarithms of x and of 1 - x here over what they are there; the smaller
     of x and 1 - x gives the one, and v the other, so that neither cancels.
@@ -207,8 +207,9 @@ def _near(
     if not slopes:
         return ratio, torch.zeros_like(y), torch.zeros_like(y), right
     near, far = slopes
-    per_a = torch.where(right, -far, near)
-    return ratio, per_a, torch.where(right, -near, far), right
+    none = torch.zeros_like(y) if not all(want) else y
+    per_a = torch.where(right, -far, near) if want[0] else none
+    return ratio, per_a, torch.where(right, -near, far) if want[1] else none, right
 
 
 def _log_tails(a: Tensor, b: Tensor, y: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
@@ -380,13 +381,17 @@ def logit_beta_slopes(a: Tensor, b: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
     Relative error below 1e-6 in float32 and 1e-11 in float64, for a, b in [1e-2, 1e4].
     """
+    return _slopes(a, b, y, (True, True))
+
+
+def _slopes(a: Tensor, b: Tensor, y: Tensor, want: tuple[bool, bool]) -> tuple[Tensor, ...]:
     dtype = result_dtype(a, b, y)
     rule = slope_rule(dtype)
 
-    def piece(*at: Tensor) -> tuple[Tensor, Tensor]:
+    def piece(*at: Tensor) -> tuple[Tensor, ...]:
         narrow = rule is ROUGH and _small(*at)
-        _, per_a, per_b, _ = _near(*(t.float() if narrow else t.double() for t in at), rule)
-        return per_a.to(dtype), per_b.to(dtype)
+        found = _near(*(t.float() if narrow else t.double() for t in at), rule, want)[1:3]
+        return tuple(slope.to(dtype) for slope, w in zip(found, want, strict=True) if w)
 
     return in_chunks(piece, 8, *torch.broadcast_tensors(a, b, y))
 
@@ -405,7 +410,7 @@ def slope_rule(dtype: torch.dtype) -> Rule:
 
 def logit_beta_slope(a: Tensor, b: Tensor, y: Tensor) -> Tensor:
     r"""Return dy/da alone."""
-    return logit_beta_slopes(a, b, y)[0]
+    return _slopes(a, b, y, (True, False))[0]
 
 
 def attach_logit_beta(y: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:

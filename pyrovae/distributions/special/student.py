@@ -44,6 +44,7 @@ __all__ = [
     "log_stdtr",
     "log_stdtrc",
     "log_student_density",
+    "minus_ratio",
     "stdtr",
     "stdtrc",
     "stdtrit",
@@ -101,7 +102,7 @@ def _normal_limit(df: Tensor, t2: Tensor) -> Tensor:
     return -per_df / (1 - r * ((3 * t2 + 1) / 4 - r * (slope_two - r * slope_three)))
 
 
-def _minus_ratio(log1p_w: Tensor, ratio: Tensor) -> Tensor:
+def minus_ratio(log1p_w: Tensor, ratio: Tensor) -> Tensor:
     """Return log(1 + w) - w/(1 + w) from its two parts, by a series where they are equal."""
     small = log1p_w < 0.02
     s = torch.where(small, log1p_w, 0.0)
@@ -265,7 +266,7 @@ def log_student_density(df: Tensor, t: Tensor) -> Tensor:
         ratio = torch.sigmoid(log_w)
         per_df = None
         if needed[0]:
-            kernel = ratio / df - _minus_ratio(_softplus(log_w), ratio)
+            kernel = ratio / df - minus_ratio(_softplus(log_w), ratio)
             per_df = 0.5 * (half_step_slope(df / 2) + kernel)
         large = t.abs() > 1e100
         s = torch.where(large, 1.0, t)

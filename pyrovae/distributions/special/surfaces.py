@@ -20,8 +20,8 @@ where G, A, B are smooth on the whole of the compact rectangle of both variables
 infinity included: an eighth of m makes what is left of the logarithm at :math:`e^m = 0` (the
 series there has terms :math:`m e^m`) as smooth as needed, and with B there is none left in A.
 Short polynomials give the derivatives to 4e-7 in float32 and longer ones to 2e-11 in float64.
-log-Gamma, with its logarithms taken out, is a curve in s likewise. `tools/fit_slopes.py` makes the
-coefficients from quadratures finer than the package's own, and mpmath.
+log-Gamma, with its logarithms taken out, is a curve in s likewise. `tools/fit_slopes.py` makes
+the coefficients from quadratures finer than the package's own, and mpmath.
 
 A polynomial is a product of matrices, coefficients by powers.
 """
@@ -90,9 +90,9 @@ def _cached(name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(getattr(surface_tables, name), dtype=dtype, device=device)
 
 
-def _table(name: str, like: Tensor) -> Tensor:
-    """Return the coefficients for the dtype of `like`; the longer ones are named so."""
-    name = f"{name}_64" if like.dtype == torch.float64 else name
+def _table(name: str, like: Tensor, quick: bool = False) -> Tensor:
+    """Return the coefficients for the dtype of `like`; `quick`: the shorter ones in any."""
+    name = f"{name}_64" if like.dtype == torch.float64 and not quick else name
     make = _cached if can_look() else _cached.__wrapped__  # never keep a tensor of a graph
     return make(name, like.dtype, like.device)
 
@@ -149,9 +149,9 @@ def _one_minus(mean: Tensor, q: Tensor) -> Tensor:
     return torch.where(small, near * q, 1 - mean)
 
 
-def _curves(name: str, a: Tensor) -> Sequence[Tensor]:
+def _curves(name: str, a: Tensor, quick: bool = False) -> Sequence[Tensor]:
     """Return curves in sigma = 2/(1 + a) - 1, together."""
-    table, sigma = _table(name, a), 2 / (1 + a) - 1
+    table, sigma = _table(name, a, quick), 2 / (1 + a) - 1
     n = table.shape[1]
     if at_work(a):
         rows = _powers(sigma, n, scratch((n, *a.shape), a))
@@ -160,17 +160,20 @@ def _curves(name: str, a: Tensor) -> Sequence[Tensor]:
     return (table @ rows.view(n, -1)).view(-1, *a.shape).unbind(0)
 
 
-def log_norm(a: Tensor) -> tuple[Tensor, Tensor]:
+def log_norm(a: Tensor, quick: bool = False) -> tuple[Tensor, Tensor]:
     r"""Return :math:`\log\Gamma(1 + a) - a\log(1 + a) + a` and :math:`\psi(1 + a) - \log(1 + a)`.
 
-    The first is about half of log a. Absolute errors: 1e-7, or 2e-15 in float64.
+    The first is about half of log a. Absolute errors: 1e-7, or 2e-15 in float64, or 5e-11 if
+    `quick`.
     """
-    value, slope = _curves("LOG_NORM", a)
+    value, slope = _curves("LOG_NORM", a, quick)
     return torch.add(value, torch.log1p(a), alpha=0.5), slope
 
 
 def digamma_rest(a: Tensor, quick: bool = False) -> Tensor:
     r"""Return :math:`\psi(1 + a) - \log(1 + a)`, to 1e-14, or `quick` to 1e-10; differentiable."""
+    if at_work(a):
+        return _curves("LOG_NORM", a, quick)[1]
     curve = (surface_tables.LOG_NORM if quick else surface_tables.LOG_NORM_64)[1]
     sigma = 2 / (1 + a) - 1
     total = sigma * curve[-1] + curve[-2]

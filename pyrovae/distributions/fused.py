@@ -23,12 +23,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import mode_stack_state_for_pre_dispatch
 from torch.autograd import forward_ad
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 __all__ = ["PIECE", "Fast", "at_work", "can_look", "fused", "in_pieces", "scratch", "with_slopes"]
 
 Fast = Callable[..., "tuple[Tensor | None, ...] | None"]
+_PROXY = torch._C._TorchDispatchModeKey.PROXY  # of make_fx
 PIECE = 1 << 14  # elements of a piece: its dozen of temporaries fit in a core's cache
 MOST_KEPT = 1 << 23  # bytes
 
@@ -38,7 +39,8 @@ def can_look() -> bool:
     return not (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
-        or get_proxy_mode() is not None
+        or torch._C._get_dispatch_mode(_PROXY) is not None
+        or mode_stack_state_for_pre_dispatch().get(0) is not None
     )
 
 

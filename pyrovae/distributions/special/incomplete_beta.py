@@ -89,14 +89,16 @@ def _on_right(a: Tensor, b: Tensor, x: Tensor, rest: Tensor) -> Tensor:
     return torch.addcmul(x, x, b * some) > torch.addcmul(rest, rest, a * some)
 
 
-def _end(a: Tensor, b: Tensor, y: Tensor, drop: float) -> Tensor:
+def _end(
+    a: Tensor, b: Tensor, y: Tensor, x: Tensor, rest: Tensor, log_rest: Tensor, drop: float
+) -> Tensor:
     """Return a V at which a v + (a + b) L(v) is at least `drop`: the least of three bounds."""
-    n, x, rest = a + b, torch.sigmoid(y), torch.sigmoid(-y)
+    n = a + b
     lean = torch.addcmul(a * rest, b, x, value=-1).clamp_min(0.0)
     both = torch.addcmul(lean, n, x * rest)
     half = 2 * lean - drop
     end = torch.addcmul(half * half, both, torch.full_like(y, 8 * drop)).sqrt().sub(half)
-    end = torch.minimum(end / (2 * both), (drop - n * logsigmoid(-y)) / a)
+    end = torch.minimum(end / (2 * both), (drop - n * log_rest) / a)
     odds = y.clamp_max(600.0).exp() * (2 / n)
     for _ in range(2):
         grow = torch.log1p((drop + b * end) * odds)
@@ -110,7 +112,8 @@ def _left(
     """Return I/f and, as wanted, its derivatives' -dI/da / f and -dI/db / f, on the left side."""
     c, n = a + 1, a + b
     x, log_x, log_rest = torch.sigmoid(y), logsigmoid(y), logsigmoid(-y)
-    end = _end(c.detach(), b.detach(), y.detach(), rule.drop)
+    with torch.no_grad():
+        end = _end(c, b, y, x, torch.sigmoid(-y), log_rest, rule.drop)
     total, *parts = in_chunks(
         lambda *at: _integrals(*at, rule=rule, want=want), rule.count, c, b, y, end, log_rest
     )

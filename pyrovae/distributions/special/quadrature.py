@@ -27,9 +27,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from pyrovae.distributions.fused import with_slopes
+from pyrovae.distributions.fused import can_look, with_slopes
 
 __all__ = [
     "FINE",
@@ -127,9 +126,7 @@ def in_chunks(
     piece = max(most // (count * tensors[0].element_size()), 256)
     if (
         size <= piece
-        or torch.compiler.is_compiling()
-        or get_proxy_mode() is not None
-        or torch._C._are_functorch_transforms_active()
+        or not can_look()
         or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
     ):
         return fn(*tensors)

@@ -74,7 +74,7 @@ def _surface(table: Tensor, x: Tensor, y: Tensor) -> Tensor:
     *parts, n, m = table.shape
     matrix = table.transpose(-1, -2).reshape(-1, n)  # [... m, n]
     if not at_work(x, y):
-        rows = (matrix @ _powers(x, n).view(n, -1)).view(*parts, m, *x.shape)
+        rows = (matrix @ _powers(x, n).view(n, -1)).view((*parts, m, *x.shape))
         return (rows * _powers(y, m)).sum(len(parts))
     size, count = x.numel(), matrix.shape[0]
     work = scratch((n + m + count, size), x)
@@ -82,7 +82,7 @@ def _surface(table: Tensor, x: Tensor, y: Tensor) -> Tensor:
     _powers(x.reshape(-1), n, first)
     _powers(y.reshape(-1), m, second)
     torch.mm(matrix, first, out=rows)
-    return rows.view(*parts, m, size).mul_(second).sum(len(parts)).view(*parts, *x.shape)
+    return rows.view(*parts, m, size).mul_(second).sum(len(parts)).view((*parts, *x.shape))
 
 
 @lru_cache(maxsize=32)
@@ -157,7 +157,7 @@ def _curves(name: str, a: Tensor, quick: bool = False) -> Sequence[Tensor]:
         rows = _powers(sigma, n, scratch((n, *a.shape), a))
     else:
         rows = _powers(sigma, n)
-    return (table @ rows.view(n, -1)).view(-1, *a.shape).unbind(0)
+    return (table @ rows.view(n, -1)).view((-1, *a.shape)).unbind(0)
 
 
 def log_norm(a: Tensor, quick: bool = False) -> tuple[Tensor, Tensor]:

@@ -303,7 +303,10 @@ def _pathwise(c: _Case) -> None:
         b = torch.zeros_like(leaf) if b is None else b
         c.true(a.isfinite(), "a pathwise gradient is not finite")
         c.true(b.isfinite(), "a gradient of log_prob or of a tail is not finite")
-        c.within(a - b, 0.0, "pathwise minus score-function gradient", a.abs() + b.abs())
+        size = a.abs() + b.abs()
+        if size.dim() > 1 + len(c.d.batch_shape):  # elements of a vector: logits have a common sum
+            size = size.amax(-1, keepdim=True).expand(size.shape)
+        c.within(a - b, 0.0, "pathwise minus score-function gradient", size)
 
 
 _TAIL = [1e-30, 1e-12, 1e-6, 1e-3, 0.1, 0.4, 0.5, 0.7, 0.99]

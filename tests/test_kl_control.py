@@ -147,6 +147,41 @@ def test_only_training_steps_count():
     assert (objective.kl_weight.step, value.item()) == (0, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "moves"),
+    [
+        (pv.Alternating(3, 2), 5),
+        (pv.Converge(tolerance=1e-9, max_steps=4, window=2), 5),
+        (pv.Aggressive(stop="never", window=2, max_steps=6, first_loss=-math.inf), 3),
+        (pv.SemiAmortized(2), 2),
+    ],
+    ids=lambda v: type(v).__name__ if isinstance(v, pv.em.Schedule) else "",
+)
+def test_the_weight_holds_for_all_the_moves_of_a_step(schedule, moves, monkeypatch):
+    """Inner E-steps are no training steps of their own."""
+    torch.manual_seed(0)
+    vae = pv.models.VAE(5, 2, 8, likelihood="normal_fixed", likelihood_args={"scale": 0.5})
+    x = PPCA.random().sample(20)
+    objective = pv.ELBO(kl_weight=Linear(steps=8))
+    seen = []
+    original = objective.figures
+
+    def figures(*args):
+        found = original(*args)
+        seen.append(found["kl_weight"].item())
+        return found
+
+    monkeypatch.setattr(objective, "figures", figures)
+    em = pv.VariationalEM(vae.model, vae.guide, objective, schedule=schedule)
+    for step in range(3):
+        seen.clear()
+        record = em.step(x, batches=[x, x])
+        assert set(seen) == {step / 8}
+        assert len(seen) == moves
+        assert record.figures["kl_weight"] == step / 8
+    assert objective.kl_weight.step == 3
+
+
 def test_a_refused_step_does_not_count():
     model, guide, x, _ = ppca_vae()
     objective = pv.ELBO(kl_weight=TargetRate(1.0))

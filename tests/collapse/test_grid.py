@@ -1,5 +1,7 @@
 """Posterior means on a grid against probabilistic PCA and a posterior known by symmetry."""
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -97,6 +99,21 @@ def test_a_decoder_that_cannot_carry_particles_is_run_point_by_point():
     x = ppca.sample(3)
     found = pv.posterior_means_on_grid(model, guide, x, low=-5.0, high=5.0, points=101)
     torch.testing.assert_close(found.model_mean, ppca.posterior(x).mean, rtol=1e-6, atol=1e-6)
+
+
+def test_sequences_of_different_lengths_with_a_latent_in_an_lstm():
+    tokens = torch.tensor([[1, 2, 3, 4, 0], [0, 6, 6, 6, 6], [5, 5, 0, 2, 2]])
+    lengths = torch.tensor([5, 1, 3])
+    torch.manual_seed(0)
+    options = {"embedding": 6, "hidden": 8, "dropout": 0.0, "init": "torch"}
+    vae = pv.models.SequenceVAE(7, 1, **options)
+    found = pv.posterior_means_on_grid(vae.model, vae.guide, tokens, lengths, points=401)
+    z = torch.linspace(-10, 10, 401)
+    log_joint = vae.decode(z.view(-1, 1, 1), 5, lengths).log_prob(tokens)
+    log_joint = log_joint + dist.Normal(0.0, 1.0).log_prob(z)[:, None]
+    torch.testing.assert_close(found.model_mean[:, 0], (log_joint.softmax(0) * z[:, None]).sum(0))
+    torch.testing.assert_close(found.log_px, log_joint.logsumexp(0) + math.log(20 / 400))
+    torch.testing.assert_close(found.guide_mean, vae.encode(tokens, lengths).mean)
 
 
 def test_a_grid_that_is_too_narrow_or_too_coarse_is_not_trusted():

@@ -48,7 +48,8 @@ class CollapseMonitor:
         guide: The guide that is trained.
         *args: The data to watch, arguments of both programs, or a data set: a thousand rows are
             enough.
-        every: Epochs between measurements.
+        every: Epochs between measurements. The first epoch is measured anyway: a mistake in the
+            arguments shows there.
         patience: Measurements in a row that make a warning.
         reference: Most data that q(z) is made of; see :func:`pyrovae.collapse_report`.
         threshold: Variance of posterior means from which on a unit is active.
@@ -103,7 +104,7 @@ class CollapseMonitor:
     def __call__(self, record: dict[str, Any]) -> None:
         """Measure, if it is time; write into the record; warn."""
         epoch = record.setdefault("epoch", len(self.reports) + 1)
-        if epoch % self.every:
+        if self.reports and epoch % self.every:
             return
         report = collapse_report(self.model, self.guide, *self.args, **self.options)
         self.reports[epoch] = report

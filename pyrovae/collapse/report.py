@@ -210,7 +210,9 @@ def _latents(terms: Terms) -> list[Latent]:
 
 
 def _is_sampled(terms: Terms, blocks: Blocks) -> bool:
-    """Whether some KL, or some mean, has to come from draws."""
+    """Whether some KL, or some mean, comes from draws or may depend on another site's."""
+    if len(_latents(terms)) > 1:
+        return True
     for latent in _latents(terms):
         inside = blocks.relations[latent.name].label in ("equal", "narrower")
         if latent.kl is None or not inside or centre(latent.posterior, latent.value)[1]:

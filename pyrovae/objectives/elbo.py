@@ -94,7 +94,7 @@ class ELBO(Objective):
         found["kl_weight"] = _now(self.kl_weight, found["kl"])
         if self.capacity is not None:
             found["capacity"] = _now(self.capacity, found["kl"])
-        return {name: torch.as_tensor(v).to(found["kl"]) for name, v in found.items()}
+        return {name: torch.as_tensor(v).to(found["kl"], copy=True) for name, v in found.items()}
 
     def _mean_kl(self, latent: Latent) -> Tensor:
         return self._kl(latent, weighted=False)

@@ -259,6 +259,18 @@ def test_the_kl_of_a_bottom_up_guide_is_sampled():
     assert report.kl["z1"] == pytest.approx(exact, abs=0.02)
 
 
+@pytest.mark.parametrize(("build", "same"), [("top_down", False), ("with_pyro_module", True)])
+def test_draws_are_made_where_a_kl_depends_on_them(build, same):
+    """A prior of z1 given z2: its KL is a mean over draws of z2."""
+    (program,) = (p for p in PROGRAMS if p.name == build)
+    model, guide, args, kwargs = program.build()
+    guide(*args, **kwargs)
+    few, many = (
+        collapse_report(model, guide, *args, particles=k, reference=0, **kwargs).kl for k in (1, 9)
+    )
+    assert (few == many) == same
+
+
 def test_options_are_checked():
     with pytest.raises(ValueError, match="particles must be at least 1"):
         collapse_report(*PPCA.random().programs(), torch.zeros(3, 5), particles=0)

@@ -189,6 +189,4 @@ def test_the_score_of_vectors_in_one_step_is_the_plain_one(dtype):
         torch.autograd.grad(got.sum(), leaves), torch.autograd.grad(true.sum(), wide), strict=True
     ):
         most = torch.finfo(dtype).max
-        torch.testing.assert_close(
-            ours.double(), exact.clamp(-most, most), rtol=bound, atol=bound
-        )
+        torch.testing.assert_close(ours.double(), exact.clamp(-most, most), rtol=bound, atol=bound)

@@ -421,6 +421,39 @@ def _fast_score_of_vectors(needed: tuple[bool, ...], x: Tensor, alpha: Tensor) -
     return value.to(dtype), per_x, per_alpha
 
 
+def _f_parts(z: Tensor, m: Tensor, n: Tensor) -> tuple[Tensor, ...]:
+    r"""Return m/(m + n), n/(m + n), their mean u of z and 1, and log u.
+
+    x = z m/(mz + n), which is z/u times its mean, is never taken: near its mean log x has lost
+    what log z and log u keep.
+    """
+    share, rest = m / (m + n), n / (m + n)
+    u, w = share * z + rest, share * (z - 1)
+    small = w.abs() < 0.5
+    log_u = torch.where(small, torch.log1p(torch.where(small, w, 0.0)), u.log())
+    return share, rest, u, log_u
+
+
+def _f_density(z: Tensor, m: Tensor, n: Tensor) -> Tensor:
+    """Return the log-density of FisherSnedecor(m, n) at z > 0; float64."""
+    share, rest, u, log_u = _f_parts(z, m, n)
+    log_z, away = z.log(), (z - 1) / u
+    ratios = (log_z - log_u, rest * away), (-log_u, -share * away)
+    return beta.density_of_ratios(m / 2, n / 2, *ratios) - log_z
+
+
+def _f_slopes(needed: tuple[bool, ...], out: Tensor, z: Tensor, m: Tensor, n: Tensor) -> tuple:
+    share, rest, u, log_u = _f_parts(z, m, n)
+    pull = 0.5 * n * share * (1 - z) / u  # z times the slope of the log-density of log z
+    per_m = per_n = None
+    if needed[1]:
+        log_x = z.log() + share.log() - log_u
+        per_m = 0.5 * (log_x + digamma_difference(m / 2, n / 2)) + pull / m
+    if needed[2]:
+        per_n = 0.5 * (rest.log() - log_u + digamma_difference(n / 2, m / 2)) - pull / n
+    return (pull - 1) / z, per_m, per_n
+
+
 class FisherSnedecor(Univariate, dist.FisherSnedecor):
     r"""Fisher-Snedecor F: :math:`x = (\chi^2_{d_1}/d_1) / (\chi^2_{d_2}/d_2)`.
 
@@ -470,12 +503,12 @@ class FisherSnedecor(Univariate, dist.FisherSnedecor):
     def _score(self, value: Tensor) -> Tensor:
         inside = (value > 0) & (value < math.inf)
         safe = torch.where(inside, value, 1.0)
-        score = beta.log_beta_density(self.df1 / 2, self.df2 / 2, self._logit(safe))
-        score = score - safe.double().log()
+        dtype = result_dtype(self.df1, value)
+        score = known(_f_density, _f_slopes, safe, self.df1, self.df2, dtype=dtype)
         edge = torch.where(self.df1 < 2, math.inf, -math.inf)
         outside = torch.where(value == 0, torch.where(self.df1 == 2, 0.0, edge), -math.inf)
         outside = torch.where(value.isnan(), math.nan, outside)
-        return torch.where(inside, score, outside).to(result_dtype(self.df1, value))
+        return torch.where(inside, score, outside).to(dtype)
 
     def _tail(self, value: Tensor, log: bool, lower: bool) -> Tensor:
         y = self._logit(value)

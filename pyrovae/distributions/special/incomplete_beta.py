@@ -50,6 +50,7 @@ __all__ = [
     "betaincc",
     "betainccinv",
     "betaincinv",
+    "density_of_ratios",
     "log_beta_density",
     "log_betainc",
     "log_betaincc",
@@ -75,12 +76,22 @@ def density_at(
     quick: bool = False,
 ) -> Tensor:
     """Return :math:`a log x + b log(1 - x) - log B(a, b)`, from x, 1 - x and their logs."""
-    n = a + b
     miss = x * b - rest * a
-    left = a * log_ratio_minus(log_x + torch.log1p(b / a), miss / a, quick)
-    right = b * log_ratio_minus(log_rest + torch.log1p(a / b), -miss / b, quick)
-    norm = 0.5 * (a * b / (2 * math.pi * n)).log()
-    return left + right + norm - (stirling(a, quick) + stirling(b, quick) - stirling(n, quick))
+    first, second = log_x + torch.log1p(b / a), log_rest + torch.log1p(a / b)
+    return density_of_ratios(a, b, (first, miss / a), (second, -miss / b), quick)
+
+
+def density_of_ratios(
+    a: Tensor,
+    b: Tensor,
+    first: tuple[Tensor, Tensor],
+    second: tuple[Tensor, Tensor],
+    quick: bool = False,
+) -> Tensor:
+    """Return the same from x and 1 - x over their means: (log r, r - 1) of each ratio r."""
+    bends = a * log_ratio_minus(*first, quick) + b * log_ratio_minus(*second, quick)
+    norm = 0.5 * (a * b / (2 * math.pi * (a + b))).log()
+    return bends + norm - (stirling(a, quick) + stirling(b, quick) - stirling(a + b, quick))
 
 
 def _on_right(a: Tensor, b: Tensor, x: Tensor, rest: Tensor) -> Tensor:

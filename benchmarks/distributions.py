@@ -17,6 +17,8 @@ some draws in the first shape parameter, for concentrations from 1e-2 to 1e4, ag
 from __future__ import annotations
 
 import argparse
+import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +39,7 @@ except ImportError:
 
 Arguments = dict[str, Tensor]
 SIZES = {"128x32": (128, 32), "1e6": (31_250, 32)}
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 REFERENCE = "torch Normal"
 
@@ -241,6 +244,12 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true", help="compile the gamma-like ones too")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--clock",
+        choices=list(CLOCKS),
+        default="wall",
+        help="cpu: what the process used, all threads; fairer where others use the machine",
+    )
     parser.add_argument("--no-accuracy", action="store_true")
     parser.add_argument("--dry", action="store_true", help="append no row")
     options = parser.parse_args()
@@ -260,13 +269,15 @@ def main() -> None:
                 calls_of = contenders(
                     family, shape, DTYPES[dtype], options.compiled and family.same_class
                 )
-                times[name] = alternate(calls_of, options.rounds, warmup=3, calls=calls)
+                clock = CLOCKS[options.clock]
+                times[name] = alternate(calls_of, options.rounds, 3, calls, clock)
                 summary[name] = ratios(family, times[name])
                 shown = ", ".join(f"{k} {v:.2f}" for k, v in summary[name].items())
                 print(f"\n{name}, {size}, {dtype}: {shown}\n{table(times[name])}", flush=True)
             if not options.dry:
                 row = {"size": size, "elements": shape[0] * shape[1], "dtype": dtype}
                 row |= {"validation": "each library's default", "ratios": summary}
+                row |= {"clock": options.clock, "load": os.getloadavg()[0]}
                 row |= {"seconds": times, "pathwise_errors": errors}
                 append_row("distributions", row)
 

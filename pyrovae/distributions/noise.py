@@ -26,4 +26,5 @@ def wide_uniform(shape: Size, like: Tensor) -> Tensor:
 
 def exponential(shape: Size, like: Tensor) -> Tensor:
     """Draw standard exponentials, never zero, in the dtype of `like`."""
-    return wide_uniform(shape, like).neg_().log1p_().neg_().to(like.dtype)
+    wide = torch.rand(shape, dtype=torch.float64, device=like.device).neg_().log1p_()
+    return wide.to(like.dtype).neg_().clamp_min_(2.0**-54)

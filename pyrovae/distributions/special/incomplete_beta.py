@@ -402,19 +402,35 @@ def _slopes(a: Tensor, b: Tensor, y: Tensor, want: tuple[bool, bool]) -> tuple[T
     dtype = result_dtype(a, b, y)
     rule = slope_rule(dtype)
 
-    def piece(*at: Tensor) -> tuple[Tensor, ...]:
-        narrow = rule is ROUGH and _small(*at)
-        found = _near(*(t.float() if narrow else t.double() for t in at), rule, want)[1:3]
+    def piece(a: Tensor, b: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        if rule is ROUGH and _small(a, b):
+            found = _narrow_slopes(a.float(), b.float(), y.float(), want)
+        else:
+            found = _near(a.double(), b.double(), y.double(), rule, want)[1:3]
         return tuple(slope.to(dtype) for slope, w in zip(found, want, strict=True) if w)
 
     return in_chunks(piece, 8, *torch.broadcast_tensors(a, b, y))
 
 
-def _small(a: Tensor, b: Tensor, y: Tensor) -> bool:
+def _small(a: Tensor, b: Tensor) -> bool:
     """Whether float32 keeps 1e-5 of the slopes, as far as one can look."""
-    if not can_look() or not y.numel():
+    if not can_look() or not a.numel():
         return False
-    return max(a.amax().item(), b.amax().item()) < 300.0 and y.abs().amax().item() < 60.0
+    return max(a.amax().item(), b.amax().item()) < 300.0
+
+
+def _narrow_slopes(
+    a: Tensor, b: Tensor, y: Tensor, want: tuple[bool, bool]
+) -> tuple[Tensor, Tensor]:
+    """Return dy/da and dy/db; where x or 1 - x is below e^-60, they are linear in y."""
+    core = y.clamp(-60.0, 60.0)
+    per_a, per_b = _near(a, b, core, ROUGH, want)[1:3]
+    beyond = y - core
+    if want[0]:
+        per_a = torch.addcdiv(per_a, beyond.clamp_max(0.0), a, value=-1)
+    if want[1]:
+        per_b = torch.addcdiv(per_b, beyond.clamp_min(0.0), b, value=-1)
+    return per_a, per_b
 
 
 def slope_rule(dtype: torch.dtype) -> Rule:

@@ -102,7 +102,11 @@ def table(found: list[dict[str, Any]]) -> str:
             f"{100 * one['saturated']:.0f} %",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    note = (
+        "Nats; means over the data sets of each size. No high estimate (-): some datum has no "
+        "neighbour, so that nothing is known from above but the KL."
+    )
+    return "\n".join([*lines, "", note])
 
 
 def draw(found: list[dict[str, Any]]) -> None:

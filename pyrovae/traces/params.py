@@ -50,6 +50,12 @@ class ParamScope:
         self._constraints = store._constraints
         store._params, store._param_to_name, store._constraints = self._outer.pop()
 
+    def __len__(self) -> int:
+        return len(self._params)
+
+    def __bool__(self) -> bool:
+        return True
+
     @property
     def unconstrained(self) -> dict[str, Tensor]:
         """Name -> unconstrained leaf, as Pyro stores it."""

@@ -637,6 +637,24 @@ def test_a_parameter_owned_by_neither_is_refused():
         pv.VariationalEM(model, guide, None, thief, pv.adam(), pv.Alternating()).step(*args)
 
 
+@pytest.mark.parametrize("schedule", [pv.Joint(), pv.Alternating()], ids=repr)
+def test_a_parameter_that_appears_later_is_refused(schedule):
+    """Its name depends on the batch: nobody would train it, and nobody would notice."""
+    model, _, (x,), _ = programs.with_pyro_module()
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            loc = pyro.param(f"loc_{len(x)}", lambda: torch.zeros(len(x), programs.Z))
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    em = pv.VariationalEM(model, guide, schedule=schedule)
+    em.step(x)
+    before = parameters(model)
+    with pytest.raises(ValueError, match=r"\['loc_4'\] appeared after the first.*by neither role"):
+        em.step(x[:4])
+    assert not any(moved(before, model))
+
+
 def test_a_bad_datum_in_the_inner_loop_is_named_and_moves_nothing():
     x = pixels()
     bad = x[:8].clone()

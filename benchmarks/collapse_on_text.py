@@ -185,11 +185,44 @@ def table(seed: int = 0) -> str:
     return "\n".join(lines)
 
 
+def setting(seed: int = 0) -> str:
+    """Return in words what was done."""
+    return (
+        f"Names, letter by letter: 25,627 to train on, {EPOCHS} epochs of 201 steps, seed {seed}; "
+        f"-log p(x) in nats with K = {PARTICLES} on {JUDGED} test names (± over names), its "
+        f"difference paired by name; I(x; z) is at most {math.log(REPORTED):.1f}; gradient steps "
+        "and price (processor seconds of training) relative to the VAE's."
+    )
+
+
+def answer(seed: int = 0) -> str:
+    """Return in words what each method came to against the VAE, from the rows."""
+    found = rows(seed)
+    told = []
+    for name in METHODS:
+        if name in found and name != "VAE":
+            row, vae = found[name], found["VAE"]
+            gain, error = _gain(row, vae)
+            sure = "more than" if abs(gain) > 2 * error else "not beyond"
+            told.append(
+                f"* {name}: {gain:+.2f} nats of log p(x) against the VAE ({sure} two standard "
+                f"errors of {error:.2f}), KL {row['kl']:.2f} instead of {vae['kl']:.2f}, at "
+                f"{row['processor_seconds'] / vae['processor_seconds']:.1f} times its price."
+            )
+    return "\n".join(told)
+
+
+def _gain(row: dict[str, Any], vae: dict[str, Any]) -> tuple[float, float]:
+    """Return the mean over names of the gain in log p(x), and its standard error."""
+    gain = np.subtract(row["log_px"], vae["log_px"])
+    return gain.mean(), gain.std(ddof=1) / math.sqrt(len(gain))
+
+
 def _line(row: dict[str, Any], vae: dict[str, Any]) -> str:
     paired = ""
     if row is not vae:
-        gain = np.subtract(vae["log_px"], row["log_px"])
-        paired = f"{gain.mean():+.2f} ± {gain.std(ddof=1) / math.sqrt(len(gain)):.2f}"
+        gain, error = _gain(row, vae)
+        paired = f"{-gain:+.2f} ± {error:.2f}"
     cells = [
         row["method"],
         f"{row['nll']:.2f} ± {row['nll_std_error']:.2f}",
@@ -223,7 +256,8 @@ def main() -> None:
             flush=True,
         )
     if "VAE" in rows(options.seed):
-        (RESULTS / f"{NAME}.md").write_text(table(options.seed) + "\n", encoding="utf-8")
+        text = f"{setting(options.seed)}\n\n{table(options.seed)}\n\n{answer(options.seed)}\n"
+        (RESULTS / f"{NAME}.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -231,21 +231,26 @@ def setting(seed: int = 0) -> str:
     )
 
 
-def answer(seed: int = 0) -> str:
-    """Return in words what the claim under test came to, from the rows."""
-    found = {row["method"]: row for row in rows() if row["seed"] == seed}
+def answer() -> str:
+    """Return in words what the claim under test came to, from the rows of all seeds."""
     told = []
-    for name in ("aggressive", "aggressive + annealing", "semi-amortized, 5 steps"):
-        if name in found:
-            row, vae = found[name], found["VAE"]
-            gain, error = row["minus_vae"], row["minus_vae_std_error"]
-            sure = "more than" if abs(gain) > 2 * error else "not beyond"
-            told.append(
-                f"{name}: {gain:+.2f} nats of log p(x) against the VAE ({sure} two standard "
-                f"errors of {error:.2f}), KL {row['kl']:.1f} instead of {vae['kl']:.1f}, at "
-                f"{row['processor_seconds'] / vae['processor_seconds']:.1f} times its price."
-            )
-    return "\n".join(f"* {line}" for line in told)
+    for seed in sorted({row["seed"] for row in rows()}):
+        found = {row["method"]: row for row in rows() if row["seed"] == seed}
+        for name in ("aggressive", "aggressive + annealing", "semi-amortized, 5 steps"):
+            if name in found and "VAE" in found:
+                told.append(f"* {_told(found[name], found['VAE'])}")
+    return "\n".join(told)
+
+
+def _told(row: dict[str, Any], vae: dict[str, Any]) -> str:
+    gain, error = row["minus_vae"], row["minus_vae_std_error"]
+    sure = "more than" if abs(gain) > 2 * error else "within"
+    return (
+        f"{row['method']}, seed {row['seed']}: {gain:+.2f} nats of log p(x) against the VAE "
+        f"({sure} two standard errors of {error:.2f}), KL {row['kl']:.1f} instead of "
+        f"{vae['kl']:.1f}, at {row['processor_seconds'] / vae['processor_seconds']:.1f} times its "
+        "price."
+    )
 
 
 def _line(row: dict[str, Any], vae: dict[str, Any]) -> str:
@@ -285,7 +290,7 @@ def main() -> None:
             flush=True,
         )
     if any(row["method"] == "VAE" for row in rows()):
-        text = f"{setting(options.seed)}\n\n{table(options.seed)}\n\n{answer(options.seed)}\n"
+        text = f"{setting()}\n\n{table()}\n\n{answer()}\n"
         (RESULTS / f"{NAME}.md").write_text(text, encoding="utf-8")
 
 

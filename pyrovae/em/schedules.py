@@ -121,7 +121,7 @@ class Alternating(Schedule):
         for number in range(1, self.e_steps + 1):
             _inner(em, batch if number == 1 else _next(fresh, batch), number)
         for number in range(1, self.m_steps + 1):
-            record = em.take("model", batch if number == 1 else _next(fresh, batch))
+            record = _located(em, "model", batch if number == 1 else _next(fresh, batch), number)
         record.inner_steps = self.e_steps
         return record
 
@@ -488,11 +488,16 @@ class _Noise:
 
 def _inner(em: Mover, batch: Batch, number: int, **options: Any) -> StepRecord:
     """One E-step of a loop; what is not finite is said with its place."""
+    return _located(em, "guide", batch, number, **options)
+
+
+def _located(em: Mover, role: str, batch: Batch, number: int, **options: Any) -> StepRecord:
+    """One move of several; what is not finite is said with its place and its batch."""
     try:
-        return em.take("guide", batch, **options)
+        return em.take(role, batch, **options)
     except NotFinite as error:
-        where = f"E-step {number} of the inner loop: {error}"
-        raise NotFinite(where, error.rows, batch) from None
+        place = f"E-step {number} of the inner loop" if role == "guide" else f"M-step {number}"
+        raise NotFinite(f"{place}: {error}", error.rows, batch) from None
 
 
 def _next(fresh: Iterator[Batch] | None, batch: Batch) -> Batch:

@@ -681,16 +681,15 @@ def test_a_bad_datum_in_the_inner_loop_is_named_and_moves_nothing():
     em.step(x, batches=[x])  # and goes on
 
 
-def test_fit_says_which_row_of_the_data_an_inner_step_met():
-    """One likelihood is zero for one datum; only an inner step, on drawn rows, may meet it."""
+@pytest.mark.parametrize("schedule", [pv.Alternating(50), pv.Alternating(1, 50)])
+def test_fit_says_which_row_of_the_data_a_step_on_drawn_rows_met(schedule):
+    """One likelihood is zero for one datum, which an E-step or an M-step on drawn rows meets."""
     model, guide, _, _ = programs.with_pyro_module()
     x = programs.data(size=40)
     x[17] = 1e200  # its square is not finite
 
     with pytest.raises(FloatingPointError, match=r"row\(s\) \[17.*\] of the data.*No weight"):
-        pv.fit(
-            model, guide, x, schedule=pv.Alternating(50), epochs=1, batch_size=4, progress=False
-        )
+        pv.fit(model, guide, x, schedule=schedule, epochs=1, batch_size=4, progress=False)
 
 
 def test_fit_refuses_a_stop_rule_without_held_out_data():

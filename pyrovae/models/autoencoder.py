@@ -45,6 +45,7 @@ from pyrovae.models.checks import check_batch
 from pyrovae.models.latents import as_distribution
 from pyrovae.models.likelihoods import SharedScale, likelihood_head
 from pyrovae.nn import MLP, Head, as_shape
+from pyrovae.traces import evaluating
 
 __all__ = ["AutoEncoder", "CodeModel"]
 
@@ -238,14 +239,14 @@ class CodeModel(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        with torch.no_grad():
+        with evaluating(autoencoder):
             codes = autoencoder.encode(x)
         self._build(autoencoder, components, observation, hidden, codes)
         self._fit_density(codes, seed)
         self._start_posterior(codes)
         if self.noise is not None:
-            residuals = (x - autoencoder.reconstruct(x)).square().mean().sqrt()
-            with torch.no_grad():
+            with evaluating(autoencoder):
+                residuals = (x - autoencoder.reconstruct(x)).square().mean().sqrt()
                 self.noise.raw.copy_(SharedScale(residuals.clamp(1e-4, 1e4).item()).raw)
 
     def _build(
@@ -335,6 +336,13 @@ class CodeModel(nn.Module):
             return d
         return Normal(d.mean, self.noise()).to_event(len(self.data_shape))
 
+    def train(self, mode: bool = True) -> CodeModel:
+        """Set the mode of what is trained; encoder and decoder stay in evaluation mode."""
+        super().train(mode)
+        self.encoder.eval()
+        self.decoder.eval()
+        return self
+
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
         """Draw n data from the model, `[n, *data_shape]`."""
@@ -381,8 +389,11 @@ class CodeModel(nn.Module):
 
 
 def _frozen(module: nn.Module) -> nn.Module:
-    """A copy whose parameters are buffers: kept with a state, moved by `.to`, never trained."""
-    module = copy.deepcopy(module)
+    """A copy whose parameters are buffers: kept with a state, moved by `.to`, never trained.
+
+    It is in evaluation mode, where BatchNorm and dropout do nothing new.
+    """
+    module = copy.deepcopy(module).eval()
     for part in module.modules():
         for name, parameter in list(part._parameters.items()):
             if parameter is not None:

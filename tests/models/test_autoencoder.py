@@ -155,6 +155,19 @@ def test_training_moves_the_posterior_and_the_noise_alone():
     assert all(p.requires_grad for p in ae.parameters())
 
 
+def test_frozen_networks_stay_in_evaluation_mode():
+    """BatchNorm's statistics do not move, and a code does not depend on its batch."""
+    x = binary()
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.BatchNorm1d(3))
+    ae = small(encoder=encoder).train()
+    codes = ae.with_density(x, observation="normal")
+    assert torch.equal(encoder[2].running_mean, torch.zeros(3))  # construction is no training
+    pv.fit(codes.model, codes.guide, x, epochs=2, progress=False)
+    assert torch.equal(codes.encoder[2].running_mean, torch.zeros(3))
+    codes.train()
+    torch.testing.assert_close(codes.encode(x[:2]).mean, codes.encode(x).mean[:2])
+
+
 def test_fitting_raises_the_bound_and_brings_the_posterior_home():
     x = binary(200)
     ae = small()

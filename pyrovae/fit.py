@@ -88,7 +88,8 @@ def fit(
             ``TraceGraph_ELBO`` or ``TraceEnum_ELBO``. Default :class:`pyrovae.ELBO`.
         schedule: Which role steps when: :class:`pyrovae.Joint` (the default, both on every batch),
             ``Alternating``, ``Converge``, ``Aggressive`` or ``SemiAmortized``. Inner steps get
-            fresh batches, drawn uniformly with replacement from the data.
+            fresh batches, drawn uniformly with replacement from the data; a ``DataLoader``'s are
+            its own, gone through from the start in each epoch.
         optimizer: ``params -> torch.optim.Optimizer``, called with all parameters, or once for
             each role where they step separately; or ``{"guide": ..., "model": ...}``. Default:
             fused Adam with learning rate 1e-3.
@@ -298,7 +299,6 @@ class _Loop:
         example: Any,
     ) -> None:
         self.em, self.data, self.device, self.folder = em, data, device, folder
-        self.fresh = data.fresh() if em.schedule.needs_batches else None
         self.valid = None if valid is None else valid.realize(seed=0)
         self.schedulers = (
             {role: lr_scheduler(o) for role, o in em.optimizers.items()} if lr_scheduler else {}
@@ -333,11 +333,13 @@ class _Loop:
         for module in modules_of(self.em.model, self.em.guide):
             module.train()
         self.em.thorough = not self.history  # every datum is seen once by Pyro's own checks
+        # anew in each epoch: how far a loader has been gone through is in no checkpoint
+        fresh = self.data.fresh() if self.em.schedule.needs_batches else None
         sums = torch.zeros(())  # of the figures below, by datum
         seen = inner = rested = 0
         for index, args, kwargs in self.data.batches():
             try:
-                record = self.em.step(*args, batches=self.fresh, **kwargs)
+                record = self.em.step(*args, batches=fresh, **kwargs)
             except NotFinite as error:
                 raise self._located(error, index) from None
             inner, rested = inner + record.inner_steps, rested + bool(record.converged)

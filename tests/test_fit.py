@@ -273,6 +273,18 @@ def test_d13_to_d15_ten_epochs_are_five_and_five_to_the_last_bit(tmp_path, objec
     )
 
 
+def test_inner_batches_of_a_loader_are_resumed_too(tmp_path):
+    """Inner loops end when a loss rises: an epoch ends somewhere within a pass of the loader."""
+    x = programs.data(size=14)
+    loader = DataLoader(TensorDataset(x), batch_size=4, shuffle=True)
+    schedule = pv.Aggressive(window=1, max_steps=9, stop="never")
+    options = {"schedule": schedule, "checkpoint_seconds": 0.0}
+    straight = short(vae(), loader, epochs=4, **options)
+    short(vae(), loader, epochs=2, out=tmp_path, **options)
+    resumed = short(vae(), loader, epochs=4, out=tmp_path, resume=True, **options)
+    assert all(torch.equal(p, resumed.params[name]) for name, p in straight.params.items())
+
+
 def test_a_saved_run_loads_and_judges_the_same(tmp_path):
     x = programs.data(size=30)
     net = normed()

@@ -274,7 +274,7 @@ class VariationalEM:
                 with self._holding(role, both, not move_buffers):
                     record = self._backward(batch, None if both else leaves, terms)
                 self._check_owned()
-                record.grad_norm = self._checked_norm(record, leaves)
+                record.grad_norm = self._checked_norm(record, leaves, role)
                 record.role = role
                 for name, optimizer in self.optimizers.items():
                     if role in ("joint", name):
@@ -420,8 +420,10 @@ class VariationalEM:
             return plate.scale
         return self.data_size / plate.size
 
-    def _checked_norm(self, record: StepRecord, leaves: list[Tensor]) -> Tensor:
+    def _checked_norm(self, record: StepRecord, leaves: list[Tensor], role: str) -> Tensor:
         leaves = [leaf for leaf in leaves if leaf.grad is not None]
+        if not leaves:
+            raise self._nothing_moves(role)
         if self.clip_norm is not None:
             norm = torch.nn.utils.clip_grad_norm_(leaves, self.clip_norm)
         else:
@@ -441,6 +443,16 @@ class VariationalEM:
             f"(the objective is {record.objective.item():.6g}). No weight has moved. "
             f"Try: a smaller learning rate, clip_norm=, or a bounded scale in the network's "
             f"head (pyrovae.nn.Head)."
+        )
+
+    def _nothing_moves(self, role: str) -> ValueError:
+        names = [name for r in ROLES if role in ("joint", r) for name in self.params[r]]
+        return ValueError(
+            f"a step of {'both roles' if role == 'joint' else f'the {role}'} has nothing to move: "
+            f"{type(self.objective).__name__} does not depend on parameter(s) {names[:5]}. "
+            f"Expected: a parameter that the program's densities are made of. Try: use it in a "
+            f"pyro.sample statement; remove .detach() or torch.no_grad() on the way; or, where "
+            f"there is nothing to train, another schedule."
         )
 
     def _zero_grad(self) -> None:
@@ -506,8 +518,16 @@ class VariationalEM:
         """Put a saved state into the parameters found by :meth:`prepare`, in place.
 
         Raises:
-            ValueError: The saved parameters are not those of these programs.
+            ValueError: The saved parameters are not those of these programs, or the saved
+                optimizers serve other roles.
         """
+        saved, own = sorted(state["optimizers"]), sorted(self.optimizers)
+        if saved != own:
+            raise ValueError(
+                f"the saved state has optimizers for {saved}, this run for {own}. Expected: one "
+                f"optimizer for both roles, or one for each, as in the run that was saved. "
+                f"Try: the same optimizer= and schedule= as there."
+            )
         self.load_params(state["params"], state["buffers"])
         for role, saved in state["optimizers"].items():
             self.optimizers[role].load_state_dict(saved)

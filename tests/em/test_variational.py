@@ -25,6 +25,35 @@ def moved(before, model, guide):
     return [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
 
 
+@pytest.mark.parametrize("objective", [pv.ELBO(), Trace_ELBO()], ids=["ours", "pyros"])
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_a_role_whose_parameters_are_used_nowhere_is_refused(objective, clip_norm):
+    def model(x):
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(loc, 1.0)), 1.0), obs=x)
+
+    def guide(x):
+        pyro.param("idle", torch.tensor(0.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    options = {"schedule": pv.Alternating(), "clip_norm": clip_norm}
+    em = pv.VariationalEM(model, guide, objective, **options)
+    with pytest.raises(ValueError, match=r"step of the guide has nothing.*\['idle'\].*Try"):
+        em.step(torch.zeros(3))
+
+
+def test_a_state_with_optimizers_for_other_roles_is_refused():
+    model, guide, args, kwargs = programs.PROGRAMS[0].build()
+    one = pv.VariationalEM(model, guide)
+    two = pv.VariationalEM(model, guide, e_optimizer=pv.adam(), m_optimizer=pv.adam())
+    for em in (one, two):
+        em.prepare(*args, **kwargs)
+    with pytest.raises(ValueError, match=r"for \['joint'\], this run for \['guide', 'model'\]"):
+        two.load_state_dict(one.state_dict())
+
+
 @pytest.mark.parametrize(
     "program", [p for p in programs.PROGRAMS if p.pathwise], ids=lambda p: p.name
 )

@@ -210,7 +210,8 @@ def _log_joint(blocks: Blocks, latent: Latent, grid: Tensor, rows: int, chunk: i
 
 
 def _warn(means: PosteriorMeans) -> None:
-    outside = (means.at_border > OUTSIDE).nonzero().flatten().tolist()
+    # not a number where no point has any density
+    outside = (~(means.at_border <= OUTSIDE)).nonzero().flatten().tolist()
     coarse = (means.at_point > COARSE).nonzero().flatten().tolist()
     for rows, what, remedy in (
         (outside, "reaches beyond the grid", "low= and high= further out"),

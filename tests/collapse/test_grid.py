@@ -122,6 +122,9 @@ def test_a_grid_that_is_too_narrow_or_too_coarse_is_not_trusted():
         pv.posterior_means_on_grid(*pair, x, low=-4.0, high=4.0)
     with pytest.warns(UserWarning, match="narrower than the grid is fine.*more points"):
         pv.posterior_means_on_grid(*pair, x, low=-20.0, high=20.0, points=21)
+    positive = scalar(lambda x: dist.Gamma(2.0 + 0 * x, 1.0), prior=dist.Gamma(2.0, 1.0))
+    with pytest.warns(UserWarning, match=r"2 of 2 data \(row 0, ...\) reaches beyond the grid"):
+        pv.posterior_means_on_grid(*positive, x, low=-5.0, high=-1.0)
 
 
 @pytest.mark.parametrize(

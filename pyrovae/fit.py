@@ -138,6 +138,7 @@ def fit(
     for module in modules_of(model, guide):
         module.to(device)
     data, valid = _sources(data, valid, batch_size, device, seed)
+    _check_held_out(schedule, valid)
     folder = None if out is None else Path(out)
     saved = _saved_state(folder, resume)
     em = VariationalEM(
@@ -487,6 +488,15 @@ def _check_schedule(schedule: Schedule, valid: Any) -> None:
             f"fit: {schedule!r} ends by the mutual information on held-out data, and there are "
             f"none. Expected: validation data. Try: valid=0.1; valid=another data set; "
             f"or a schedule that needs none, pv.Aggressive(stop=5)."
+        )
+
+
+def _check_held_out(schedule: Schedule, valid: Dataset | None) -> None:
+    if schedule.needs_valid and valid is not None and len(valid) < 2:
+        raise ValueError(
+            f"fit: {schedule!r} ends by the mutual information on held-out data, which is 0 for "
+            f"one datum whatever the guide does, and there is {len(valid)}. Expected: at least 2 "
+            f"data, better hundreds. Try: a larger fraction as valid=; pv.Aggressive(stop=5)."
         )
 
 

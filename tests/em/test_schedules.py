@@ -695,6 +695,8 @@ def test_fit_says_which_row_of_the_data_a_step_on_drawn_rows_met(schedule):
 def test_fit_refuses_a_stop_rule_without_held_out_data():
     with pytest.raises(ValueError, match="ends by the mutual information on held-out.*valid=0.1"):
         short(vae(), pixels(), schedule=pv.Aggressive())
+    with pytest.raises(ValueError, match="for one datum.*at least 2 data"):
+        short(vae(), pixels(), schedule=pv.Aggressive(), valid=pixels(1))
     net = vae()
     em = pv.VariationalEM(net.model, net.guide, schedule=pv.Aggressive())
     em.prepare(pixels())

@@ -114,8 +114,8 @@ class _Annealed(Schedule):
             )
         if steps is not None and (not isinstance(steps, int) or steps < 1):
             raise ValueError(f"{name}: steps must be an integer of at least 1, got {steps!r}.")
-        if epochs is not None and not 0 < epochs < math.inf:
-            raise ValueError(f"{name}: epochs must be positive and finite, got {epochs!r}.")
+        if epochs is not None:
+            _check(name, "epochs", epochs, 0, math.inf, open_below=True)
         super().__init__(float(start))
         self.start, self.stop, self.steps, self.epochs = start, stop, steps, epochs
 

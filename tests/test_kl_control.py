@@ -457,8 +457,9 @@ def test_the_kl_comes_to_its_target(objective, target):
         (lambda: Linear(steps=3, epochs=3), "one of them"),
         (lambda: Linear(steps=0), "steps must be an integer of at least 1, got 0"),
         (lambda: Linear(steps=2.5), "steps must be an integer"),
-        (lambda: Sigmoid(epochs=-1), "Sigmoid: epochs must be positive"),
-        (lambda: Sigmoid(epochs=math.inf), "epochs must be positive and finite"),
+        (lambda: Sigmoid(epochs=-1), "Sigmoid: epochs must be finite, above 0"),
+        (lambda: Linear(epochs="10"), "epochs must be finite, above 0; got '10'"),
+        (lambda: Sigmoid(epochs=math.inf), "epochs must be finite, above 0; got inf"),
         (lambda: Sigmoid(steps=3, steepness=0.0), "steepness must be finite, above 0; got 0.0"),
         (lambda: Linear(-0.1, steps=3), "Linear: start must be finite, at least 0; got -0.1"),
         (lambda: Linear(0.0, math.nan, steps=3), "stop must be finite"),
@@ -483,6 +484,18 @@ def test_the_kl_comes_to_its_target(objective, target):
 def test_bad_arguments_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("setting", ["kl_weight", "free_bits", "capacity"])
+@pytest.mark.parametrize("value", ["0.5", [0.1], Linear, True], ids=repr)
+def test_what_is_no_number_is_refused_with_an_example(setting, value):
+    with pytest.raises(TypeError, match=f"ELBO: {setting} must be a number.*Try: {setting}="):
+        pv.ELBO(**{setting: value})
+
+
+def test_free_bits_do_not_move():
+    with pytest.raises(TypeError, match="free_bits do not move, got Linear.*kl_weight="):
+        pv.ELBO(free_bits=Linear(steps=3))
 
 
 def test_one_schedule_cannot_be_two():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,12 @@ from pyrovae.traces import Latent, Terms
 from pyrovae.traces.errors import no_units
 
 __all__ = ["ELBO"]
+
+TRIES = {
+    "kl_weight": "0.5, or pv.kl_control.Linear(epochs=10)",
+    "free_bits": '0.5, or pv.kl_control.FreeBits(0.1, per="unit")',
+    "capacity": "5.0, or pv.kl_control.Linear(0, 5, epochs=10)",
+}
 
 
 class ELBO(Objective):
@@ -61,6 +69,11 @@ class ELBO(Objective):
     ) -> None:
         super().__init__(particles, data_plate)
         _check_number("kl_weight", kl_weight)
+        if isinstance(free_bits, Schedule):
+            raise TypeError(
+                f"ELBO: free_bits do not move, got {free_bits!r}. Expected: a number or FreeBits. "
+                f"Try: free_bits={TRIES['free_bits']}; kl_weight= or capacity= with this schedule."
+            )
         if not isinstance(free_bits, FreeBits):
             _check_number("free_bits", free_bits)
         if capacity is not None:
@@ -200,5 +213,12 @@ def _by_datum(weight: float | Tensor) -> float | Tensor:
 
 
 def _check_number(name: str, value: float | Tensor | Schedule) -> None:
-    if not isinstance(value, Tensor | Schedule) and not 0 <= value < float("inf"):
+    if isinstance(value, Tensor | Schedule):
+        return
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(
+            f"ELBO: {name} must be a number, a tensor or one of pyrovae.kl_control, "
+            f"got {value!r}. Try: {name}={TRIES[name]}."
+        )
+    if not 0 <= value < float("inf"):
         raise ValueError(f"ELBO: {name} must be finite and at least 0, got {value}.")

@@ -36,6 +36,7 @@ from pyrovae.em import (
     Schedule,
     VariationalEM,
     adam,
+    check_schedule,
     spell_schedule,
 )
 from pyrovae.objectives import Objective
@@ -63,7 +64,7 @@ def fit(
     valid: Any = None,
     patience: int | None = None,
     clip_norm: float | None = None,
-    callbacks: tuple[Callback, ...] | list[Callback] = (),
+    callbacks: Callback | tuple[Callback, ...] | list[Callback] = (),
     compile: Literal["auto", False] = "auto",
     device: torch.device | str | None = None,
     seed: int = 0,
@@ -133,6 +134,7 @@ def fit(
     schedule = schedule or Joint()
     _check_settings(epochs, batch_size, patience, valid, compile)
     _check_schedule(schedule, valid)
+    callbacks = _callbacks(callbacks)
     optimizers = _optimizers(optimizer)
     device = _device_of(model, guide) if device is None else torch.device(device)
     for module in modules_of(model, guide):
@@ -482,11 +484,12 @@ def _check_settings(
         raise ValueError(f'fit: compile must be "auto" or False in this version, got {compile!r}.')
 
 
-def _check_schedule(schedule: Schedule, valid: Any) -> None:
+def _check_schedule(schedule: Any, valid: Any) -> None:
+    check_schedule(schedule, "fit")
     if schedule.needs_valid and valid is None:
         raise ValueError(
-            f"fit: {schedule!r} ends by the mutual information on held-out data, and there are "
-            f"none. Expected: validation data. Try: valid=0.1; valid=another data set; "
+            f"fit: {type(schedule).__name__} ends by the mutual information on held-out data, and "
+            f"there are none. Expected: validation data. Try: valid=0.1; valid=another data set; "
             f"or a schedule that needs none, pv.Aggressive(stop=5)."
         )
 
@@ -500,10 +503,23 @@ def _check_held_out(schedule: Schedule, valid: Dataset | None) -> None:
         )
 
 
+def _callbacks(callbacks: Any) -> list[Callback]:
+    """The callbacks as a list; a single one may stand by itself."""
+    if callable(callbacks):
+        return [callbacks]
+    for callback in callbacks:
+        if not callable(callback):
+            raise TypeError(
+                f"fit: callbacks holds {callback!r}. Expected: functions of the epoch's record, a "
+                f"dictionary. Try: callbacks=[lambda record: print(record)]."
+            )
+    return list(callbacks)
+
+
 def _optimizers(optimizer: Any) -> dict[str, OptimizerFactory]:
     """A factory for each role; the same object where one serves both."""
     if not isinstance(optimizer, Mapping):
-        optimizer = optimizer or adam()
+        optimizer = adam() if optimizer is None else optimizer
         return {"guide": optimizer, "model": optimizer}
     if set(optimizer) != {"guide", "model"}:
         raise ValueError(

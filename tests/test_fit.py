@@ -517,6 +517,35 @@ def test_a_failing_epoch_says_where_and_keeps_the_checkpoint(tmp_path):
     assert load_state(tmp_path / "checkpoint", "last")["step"] == before
 
 
+# Bad settings ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schedule": pv.Aggressive}, r"fit: schedule .*Try: schedule=pv.Aggressive\(\)"),
+        ({"schedule": "alternating(5, 1)"}, r"parse_schedule\('alternating\(5, 1\)'\)"),
+        ({"objective": pv.IWAE}, r"is the class IWAE.*Try: IWAE\(\)"),
+        ({"optimizer": pyro.optim.Adam({"lr": 1e-3})}, "got one of pyro.optim.*Try: pv.adam"),
+        ({"optimizer": torch.optim.SGD([torch.ones(1)], 0.1)}, "an instance of torch.optim.SGD"),
+        ({"optimizer": "adam"}, "got 'adam'"),
+        ({"optimizer": lambda params: None}, "one that returns NoneType"),
+        ({"callbacks": [None]}, r"fit: callbacks holds None.*Try: callbacks=\[lambda record"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_refused_with_the_right_kind(options, message):
+    net = vae()
+    with pytest.raises(TypeError, match=message):
+        short(net, programs.data(size=9), **options)
+    assert same(net, vae())
+
+
+def test_a_single_callback_may_stand_by_itself():
+    seen = []
+    short(vae(), programs.data(size=9), callbacks=seen.append)
+    assert [record["epoch"] for record in seen] == [1, 2]
+
+
 # Bad input -------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ from pyrovae.em.gradient import GradientMStep
 from pyrovae.em.schedules import Aggressive, Alternating, Converge, Joint, Schedule, SemiAmortized
 from pyrovae.em.spelling import parse_schedule, spell_schedule
 from pyrovae.em.steps import Batch, NotFinite, StepRecord
-from pyrovae.em.variational import OptimizerFactory, VariationalEM, adam
+from pyrovae.em.variational import OptimizerFactory, VariationalEM, adam, check_schedule
 
 __all__ = [
     "Aggressive",
@@ -24,6 +24,7 @@ __all__ = [
     "StepRecord",
     "VariationalEM",
     "adam",
+    "check_schedule",
     "parse_schedule",
     "spell_schedule",
 ]

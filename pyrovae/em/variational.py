@@ -93,11 +93,8 @@ class VariationalEM:
         data_size: int | None = None,
         clip_norm: float | None = None,
     ) -> None:
-        if schedule is not None and not isinstance(schedule, Schedule):
-            raise TypeError(
-                f"VariationalEM: schedule must be one of pyrovae's, got {schedule!r}. "
-                f"Try: pv.Joint(), pv.Alternating(5, 1), pv.Converge(), pv.Aggressive()."
-            )
+        if schedule is not None:
+            check_schedule(schedule, "VariationalEM")
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"VariationalEM: clip_norm must be positive, got {clip_norm}.")
         self.schedule = schedule or Joint()
@@ -164,8 +161,9 @@ class VariationalEM:
         """Make one optimizer a role, or a single one where both roles always step alike."""
         factories = self._factories
         if factories["model"] is factories["guide"] and isinstance(self.schedule, Joint):
-            return {"joint": factories["model"](self._leaves["joint"])}
-        return {role: factories[role](self._leaves[role]) for role in ROLES if self._leaves[role]}
+            return {"joint": _made(factories["model"], self._leaves["joint"])}
+        moved = [role for role in ROLES if self._leaves[role]]
+        return {role: _made(factories[role], self._leaves[role]) for role in moved}
 
     @contextmanager
     def _in_force(self) -> Iterator[None]:
@@ -559,6 +557,37 @@ class VariationalEM:
 SUPPORTED = ("Trace_ELBO", "TraceMeanField_ELBO", "TraceGraph_ELBO", "TraceEnum_ELBO")
 
 
+def check_schedule(schedule: Any, where: str) -> None:
+    """Refuse what is no schedule: a class in place of an instance, a command line's text."""
+    if isinstance(schedule, Schedule):
+        return
+    tries = "pv.Joint(), pv.Alternating(5, 1), pv.Converge(), pv.Aggressive()"
+    if isinstance(schedule, type):
+        tries = f"schedule=pv.{schedule.__name__}(), an instance of the class"
+    elif isinstance(schedule, str):
+        tries = f"{tries}; pv.em.parse_schedule({schedule!r}) reads the command line's spelling"
+    raise TypeError(f"{where}: schedule must be one of pyrovae's, got {schedule!r}. Try: {tries}.")
+
+
+def _made(factory: Any, leaves: list[Tensor]) -> torch.optim.Optimizer:
+    """The optimizer of these leaves; refuses what is no factory of torch optimizers."""
+    if isinstance(factory, pyro.optim.PyroOptim):
+        got = "one of pyro.optim, which steps the global parameter store"
+    elif isinstance(factory, torch.optim.Optimizer):
+        got = f"an instance of torch.optim.{type(factory).__name__}"
+    elif not callable(factory):
+        got = repr(factory)
+    else:
+        made = factory(leaves)
+        if isinstance(made, torch.optim.Optimizer):
+            return made
+        got = f"one that returns {type(made).__name__}"
+    raise TypeError(
+        f"VariationalEM: optimizer must be a callable, params -> torch.optim.Optimizer; got "
+        f"{got}. Try: pv.adam(lr=1e-3); or lambda params: torch.optim.Adam(params, lr=1e-3)."
+    )
+
+
 def _check_objective(objective: Any, schedule: Schedule) -> None:
     """Refuse losses of Pyro's that would be scaled inside a logarithm, or are no ELBO at all."""
     if objective is None or isinstance(objective, Objective):
@@ -574,6 +603,11 @@ def _check_objective(objective: Any, schedule: Schedule) -> None:
             f"VariationalEM: TraceGraph_ELBO computes the gradients of both roles at once, so "
             f"{schedule!r} cannot step one of them. Expected: a loss with differentiable_loss. "
             f"Try: pv.ELBO(), Trace_ELBO(), or schedule=pv.Joint()."
+        )
+    if isinstance(objective, type) and issubclass(objective, pyro.infer.ELBO):
+        raise TypeError(
+            f"VariationalEM: objective is the class {objective.__name__}. Expected: an instance. "
+            f"Try: {objective.__name__}()."
         )
     if type(objective).__name__ not in SUPPORTED:
         raise TypeError(

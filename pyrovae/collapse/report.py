@@ -307,9 +307,11 @@ def _surgery(
         torch.manual_seed(derived_seed(seed, first_row, -3))
         blocks.start(args, kwargs, first_row)
         with pyro.validation_enabled(False):
-            scored = blocks.score(blocks.draws(1), 0, 1)
+            drawn = blocks.draws(1)
+            scored = blocks.score(drawn, 0, 1)
             for latent in _latents(scored.terms):
-                draws.setdefault(latent.name, []).append(_draw(latent, scored))
+                one = _draw(latent, scored, drawn.values[latent.name])
+                draws.setdefault(latent.name, []).append(one)
     found, notes = {}, []
     for name, parts in draws.items():
         if any(draw.posterior.batch_shape != draw.log_posterior.shape for draw in parts):
@@ -322,11 +324,14 @@ def _surgery(
     return found, notes
 
 
-def _draw(latent: Latent, scored: Scored) -> Draw:
-    log_prior = latent.log_prior[0]
-    if latent.name in scored.outside:
-        log_prior = log_prior.masked_fill(scored.outside[latent.name][0], -math.inf)
-    return Draw(latent.posterior, latent.value[0], latent.log_posterior[0], log_prior)
+def _draw(latent: Latent, scored: Scored, drawn: Tensor) -> Draw:
+    if latent.name not in scored.outside:
+        found = latent.value, latent.log_posterior, latent.log_prior
+    else:  # in place of a draw outside the prior's support the model saw another: q knows better
+        log_q = latent._reduced(latent.posterior.log_prob(drawn), latent._guide)
+        log_p = latent.log_prior.masked_fill(scored.outside[latent.name], -math.inf)
+        found = drawn, log_q, log_p
+    return Draw(latent.posterior, *(value[0] for value in found))
 
 
 def _doubts(name: str, surgery: Surgery) -> list[str]:

@@ -1,6 +1,7 @@
 """Collapse report against closed forms of linear-Gaussian models."""
 
 import math
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -269,6 +270,29 @@ def test_draws_are_made_where_a_kl_depends_on_them(build, same):
         collapse_report(model, guide, *args, particles=k, reference=0, **kwargs).kl for k in (1, 9)
     )
     assert (few == many) == same
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["vectorized", "singly"])
+def test_information_has_nothing_to_do_with_the_priors_support(wide):
+    """I(x; z) of z = x + noise is log(2) / 2; false alarms at 4 standard errors: 6e-5."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Uniform(torch.zeros(1), 1.0).to_event(1))
+            loc = z.reshape(len(x)) if wide else z.squeeze(-1)  # the first carries no particles
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, None], 1.0).to_event(1))
+
+    x = torch.randn(600, generator=torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*particle dimension on the left")
+        found = collapse_report(model, guide, x)
+    error = found.mutual_information_std_error["z"]
+    assert abs(found.mutual_information["z"] - math.log(2) / 2) < 4 * error < 0.2
+    assert found.kl["z"] == found.marginal_kl["z"] == math.inf
 
 
 def test_options_are_checked():

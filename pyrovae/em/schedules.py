@@ -273,7 +273,9 @@ class Aggressive(Schedule):
         """The settings of the published code, for its texts or its images.
 
         Its loops clip at 5.0 (``clip_norm=5.0`` in ``fit``) and average the loss of texts per
-        word (``count=lambda x, lengths: ...``).
+        word (``count=lambda x, lengths: ...``). Its fresh batches are whole training batches of
+        texts, or different images; those of ``fit`` are rows drawn with replacement, those of
+        ``step(batches=...)`` whatever is given.
 
         Args:
             kind: "text" (windows of 15, ended by the first drop) or "image" (windows of 10, ended

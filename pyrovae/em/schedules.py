@@ -267,6 +267,17 @@ class Aggressive(Schedule):
             raise ValueError(
                 f'Aggressive: compare must be "best" or "previous", got {self.compare!r}.'
             )
+        if self.window > self.max_steps:
+            raise ValueError(
+                f"Aggressive: the bound is looked at every {self.window} E-steps, but the loop "
+                f"ends after {self.max_steps}. Expected: window at most max_steps. "
+                f"Try: window={max(1, self.max_steps // 2)}."
+            )
+        if not (self.count is None or callable(self.count)):
+            raise TypeError(
+                f"Aggressive: count must be a function of the batch, got {self.count!r}. "
+                f"Try: count=lambda x, lengths: lengths.sum()."
+            )
 
     @classmethod
     def paper(cls, kind: Literal["text", "image"], **changes: Any) -> Aggressive:
@@ -353,7 +364,7 @@ class Aggressive(Schedule):
             state["aggressive"] = state["epochs"] < self.stop
         elif self.stop == "mutual information":
             information = self.information(em, valid)
-            dropped = information < state["information"]
+            dropped = not information >= state["information"]  # NaN is no gain either
             state["drops"] += int(dropped)
             state["aggressive"] = state["drops"] < self.patience
             if self.compare == "previous" or not dropped:

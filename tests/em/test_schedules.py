@@ -366,6 +366,22 @@ def test_the_stop_rule():
     assert ends(image | {"patience": 2}, low) == 4
 
 
+def test_information_that_is_no_number_is_a_drop():
+    schedule = Information(patience=1)
+    object.__setattr__(schedule, "script", iter([math.nan]))
+    em, x = scripted(schedule, itertools.count(), [])
+    em.prepare(x)
+    em.end_epoch(x)
+    assert not em.schedule_state["aggressive"]
+
+
+def test_aggressive_settings_that_cannot_work_are_refused():
+    with pytest.raises(ValueError, match="looked at every 10 E-steps.*ends after 4.*window=2"):
+        pv.Aggressive(max_steps=4)
+    with pytest.raises(TypeError, match="count must be a function.*'words'"):
+        pv.Aggressive(count="words")
+
+
 def test_afterwards_both_roles_step_at_once():
     log = []
     em, x = scripted(pv.Aggressive(stop=1, window=2, max_steps=2), itertools.count(), log)
@@ -449,7 +465,7 @@ def test_the_history_says_what_the_schedule_did():
     assert first["aggressive"]
     assert first["inner_steps"] >= 10
     assert (second["aggressive"], second["inner_steps"]) == (False, 0)
-    first = short(vae(), x, schedule=pv.Aggressive(max_steps=2), valid=0.25).history[0]
+    first = short(vae(), x, schedule=pv.Aggressive(window=2, max_steps=2), valid=0.25).history[0]
     assert abs(first["mutual_information"]) < math.log(10)
     assert "inner_steps" not in short(vae(), x).history[0]
 

@@ -103,6 +103,15 @@ class Evidence:
         """Which data have a k-hat above the threshold `[B]`."""
         return self.khat > self.khat_threshold
 
+    def _khat_line(self) -> str:
+        """The share of data with a large k-hat, among those whose k-hat can be judged."""
+        judged = self.khat < math.inf
+        if not bool(judged.any()):
+            return "not to be judged"
+        share = 100 * self.unreliable[judged].double().mean().item()
+        rest = "" if bool(judged.all()) else f" of the {int(judged.sum())} judged"
+        return f"{share:.1f} % of data above {self.khat_threshold:.2f}{rest}"
+
     def paired(self, other: Evidence) -> Paired:
         """Mean over data of this log p(x) minus the other's, with its standard error.
 
@@ -134,8 +143,7 @@ class Evidence:
             f"  ESS             min {self.ess.min().item():.1f}, 5 % {low:.1f}, median "
             f"{median:.1f}, 95 % {high:.1f}"
         )
-        share = 100 * self.unreliable.double().mean().item()
-        lines.append(f"  Pareto k-hat    {share:.1f} % of data above {self.khat_threshold:.2f}")
+        lines.append(f"  Pareto k-hat    {self._khat_line()}")
         return "\n".join(lines + [f"  ! {doubt}" for doubt in self.warnings()])
 
     __str__ = summary

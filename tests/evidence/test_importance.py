@@ -349,6 +349,17 @@ def test_the_paired_difference_is_sharper_than_two_means(ppca):
         a.paired(log_evidence(*ppca.programs("exact"), x[:2], particles=2))
 
 
+def test_the_summary_counts_only_data_whose_khat_can_be_judged(ppca):
+    x = ppca.sample(8)
+    few = log_evidence(*ppca.programs("wrong"), x, particles=5, seed=0)
+    assert "Pareto k-hat    not to be judged\n" in few.summary()
+    found = log_evidence(*ppca.programs("wrong", widen=0.3, shift=1.0), x, particles=500, seed=0)
+    found.khat[:3] = math.inf
+    share = 100 * (found.khat[3:] > found.khat_threshold).double().mean().item()
+    assert f"{share:.1f} % of data above" in found.summary()
+    assert "of the 5 judged" in found.summary()
+
+
 def test_the_summary_has_both_errors_and_the_doubts(ppca):
     x = ppca.sample(50)
     good = log_evidence(*ppca.programs("wrong"), x, particles=500, seed=0)

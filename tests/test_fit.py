@@ -600,7 +600,10 @@ def test_values_outside_the_support_in_a_loader_stop_the_first_epoch():
 
 @pytest.mark.parametrize(
     ("likelihood", "bad", "support"),
-    [("bernoulli", 0.5, "Boolean"), ("binomial", 17.0, "IntegerInterval")],
+    [
+        ("bernoulli", 0.5, "Boolean.*Try: binarize the data"),
+        ("binomial", 17.0, "IntegerInterval.*Try: counts from 0 to 16"),
+    ],
 )
 def test_values_outside_the_likelihoods_support_are_refused(likelihood, bad, support):
     arguments = {"total_count": 16} if likelihood == "binomial" else {}

@@ -82,7 +82,7 @@ def check_support(x: Tensor, constraint: Constraint, what: str) -> None:
         if bool(bad.any()):
             raise ValueError(
                 f"{what}: {_first(x, bad)}, outside the likelihood's support, {constraint}. "
-                f"Try: {_remedy(constraint)}."
+                f"Try: {_remedy(constraint, x)}."
             )
 
 
@@ -104,11 +104,16 @@ def _first(x: Tensor, bad: Tensor) -> str:
     return f"{shown} at {place} ({len(spots)} such in {rows} of {len(bad) if first else 1} rows)"
 
 
-def _remedy(constraint: Constraint) -> str:
-    if constraint is constraints.boolean:
+def _remedy(constraint: Constraint, x: Tensor) -> str:
+    if isinstance(constraint, type(constraints.boolean)):  # a copy of it, too
         return (
             "binarize the data, Dataset((x,), binarize='dynamic') or 'fixed' for values in "
             "[0, 1]; (x > 0.5).to(x.dtype); or a likelihood that has grey values, 'normal'"
+        )
+    if isinstance(constraint, constraints.integer_interval) and not x.is_floating_point():
+        return (
+            f"ids from {constraint.lower_bound} to {constraint.upper_bound}; a model of as many "
+            f"symbols as the data have, at least {int(x.max()) + 1}"
         )
     if isinstance(constraint, constraints.integer_interval):
         return (

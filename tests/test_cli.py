@@ -114,6 +114,9 @@ def test_unknown_names_come_with_the_nearest_known_one(arguments, nearest, tmp_p
         (["train", "--warm-up-shape", "sigmoid"], "needs --warm-up"),
         (["train", "--free-bits", "1", "--free-bits-per", "unti"], "'unit'"),
         (["train", "--free-bits", "1", "--free-bits-per", "0"], "per must be"),
+        (["train", "--free-bits-per", "unit"], "--free-bits-per needs --free-bits"),
+        (["train", "--schedule", "agressive"], "schedule 'agressive' is not known; did you mean"),
+        (["train", "--schedule", "aggressive(txt)"], "'txt' is not known. Expected: aggressive("),
         (["train", "--free-bits", "1", "--capacity", "5"], "one of them"),
         (["train", "--device", "gpu"], "cpu, cuda"),
         (["train", "--data", "faces.npy"], "no file faces.npy"),
@@ -224,7 +227,9 @@ def test_a_run_stopped_by_the_clock_resumes_to_the_last_bit(tmp_path):
 def test_kl_control_is_kept_and_rebuilt_to_the_last_bit(options, objective, tmp_path):
     """Two epochs and two more are four: the schedule goes on where it was."""
     common = [*TINY, *options, "--evaluate", "0", "--lr-schedule", "constant"]
-    good("train", *common, "--epochs", "4", "--out", "whole")
+    said = good("train", *common, "--epochs", "4", "--out", "whole")
+    for option, value in zip(options[::2], options[1::2], strict=True):
+        assert f"{option.removeprefix('--')} {value}, " in said
     good("train", *common, "--epochs", "2", "--out", "parts")
     good("train", "--resume", "--epochs", "4", "--evaluate", "0", "--out", "parts")
     timing = lambda line: {k: v for k, v in json.loads(line).items() if k != "seconds"}  # noqa: E731

@@ -138,6 +138,8 @@ class Settings:
             raise ValueError(f"--target-kl sets the weight itself: not with {min(clash)}.")
         if self.warm_up_shape != "linear" and not self.warm_up:
             raise ValueError("--warm-up-shape needs --warm-up, the epochs it takes.")
+        if self.free_bits_per != "site" and not self.free_bits:
+            raise ValueError("--free-bits-per needs --free-bits, the nats of each.")
         if self.objective == "elbo":
             self.objective_of()  # what is out of range says so
 
@@ -229,6 +231,15 @@ class Settings:
             capacity=capacity,
             particles=self.particles or 1,
         )
+
+    def describe_kl(self) -> list[str]:
+        """What is done to the KL, in the words of the options; nothing for a plain ELBO."""
+        names = (*_KL, "warm_up_shape", "free_bits_per")
+        given = {n: getattr(self, n) for n in names if getattr(self, n) != getattr(Settings, n)}
+        return [
+            f"{name.replace('_', '-')} {value if isinstance(value, str) else f'{value:g}'}"
+            for name, value in given.items()
+        ]
 
     def _free_bits(self) -> float | FreeBits:
         per: Any = self.free_bits_per

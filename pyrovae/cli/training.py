@@ -141,10 +141,12 @@ def train_vae(
         f"prior {describe_prior(vae)}, {law} likelihood, latent {settings.latent}, "
         f"hidden {settings.hidden}"
     )
+    chosen = settings.describe_kl() + [settings.schedule] * (settings.schedule != "joint")
     say(
         f"{settings.objective} ({settings.particles} particle{'s' * (settings.particles > 1)}), "
-        f"{'' if settings.schedule == 'joint' else f'{settings.schedule}, '}"
-        f"{settings.epochs} epochs of {-(-len(data) // settings.batch_size)} steps, "
+        f"{''.join(f'{words}, ' for words in chosen)}"
+        f"{settings.epochs} epoch{'s' * (settings.epochs > 1)} of "
+        f"{-(-len(data) // settings.batch_size)} steps, "
         f"{settings.optimizer}, "
         f"lr {settings.lr:g} {settings.lr_schedule}, seed {settings.seed} -> {folder}"
     )

@@ -47,12 +47,17 @@ def parse_schedule(text: str) -> Schedule:
             f"schedule {text!r}: expected a name and perhaps settings, such as joint, "
             f"alternating(5, 1), converge(tolerance=1e-4), aggressive(text) or aggressive(stop=5)."
         )
-    family = SCHEDULES[_near(found[1].lower().replace("_", "-"), SCHEDULES, f"schedule {text!r}")]
+    family = SCHEDULES[_near(found[1].lower().replace("_", "-"), SCHEDULES, "schedule")]
     items = [item.strip() for item in (found[2] or "").split(",") if item.strip()]
     make: Any = family
     if family is Aggressive and items and items[0] in ("text", "image"):
         kind = items.pop(0)
         make = lambda **settings: Aggressive.paper(kind, **settings)  # noqa: E731
+    elif family is Aggressive and items and items[0].isalpha():
+        raise ValueError(
+            f"schedule {text!r}: {items[0]!r} is not known. Expected: aggressive(text) or "
+            f"aggressive(image), the paper's settings, or settings by name, aggressive(stop=3)."
+        )
     try:
         return make(**_settings(family, items, text))
     except TypeError as error:

@@ -40,8 +40,12 @@ class Run:
         guide: The guide, likewise.
         history: One dictionary an epoch, with keys ``epoch``, ``step``, ``elbo`` (the true bound,
             nats a datum), ``objective`` (what was maximized), ``kl`` (mean KL(q || p), nats a
-            datum), ``kl_weight``, ``valid_elbo``, ``lr``, ``grad_norm`` and ``seconds``; means
-            over the steps of the epoch.
+            datum), ``kl_weight``, ``valid_elbo``, ``lr`` (of the guide's optimizer where there
+            are two), ``grad_norm`` and ``seconds``; means over the steps of the epoch. Some
+            trainings have more: ``capacity`` its target; schedules ``inner_steps``, the E-steps
+            of the epoch, and ``converged``, the share of its steps whose E-steps came to rest
+            (:class:`~pyrovae.Converge`), or ``aggressive`` and ``mutual_information`` (nats, on
+            held-out data: :class:`~pyrovae.Aggressive`); callbacks what they add.
         path: The folder of the run, or None.
         config: What was run: sizes, seeds, versions, data.
     """

@@ -224,7 +224,11 @@ class SequenceVAE(nn.Module):
     def sample(
         self, n: int, size: int = 100, *, greedy: bool = False, temperature: float = 1.0
     ) -> tuple[Tensor, Tensor]:
-        """Draw n sequences from the model; arguments and result as :meth:`generate`."""
+        """Draw n sequences from the model; arguments and result as :meth:`generate`.
+
+        As text: ``vocabulary.decode(*vae.sample(5))``, with the vocabulary of the data set, that
+        of ``pyrovae.datasets.names()`` for example.
+        """
         z = self.prior().sample((n,))
         return self.generate(z, size, greedy=greedy, temperature=temperature)
 

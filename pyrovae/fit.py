@@ -345,6 +345,13 @@ class _Loop:
                 record = self.em.step(*args, batches=fresh, **kwargs)
             except NotFinite as error:
                 raise self._located(error, index) from None
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise ValueError(
+                    f"fit: {error}. BatchNorm needs two data, and the last batch of the epoch "
+                    f"holds one. Try: another batch_size; or one datum less."
+                ) from error
             inner, rested = inner + record.inner_steps, rested + bool(record.converged)
             values = {"elbo": record.elbo, "objective": record.objective} | record.figures
             values["grad_norm"] = record.grad_norm

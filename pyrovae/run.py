@@ -40,7 +40,7 @@ class Run:
         guide: The guide, likewise.
         history: One dictionary an epoch, with keys ``epoch``, ``step``, ``elbo`` (the true bound,
             nats a datum), ``objective`` (what was maximized), ``kl`` (mean KL(q || p), nats a
-            datum), ``kl_weight``, ``valid_elbo``, ``lr`` (of the guide's optimizer where there
+            datum), ``kl_weight``, ``valid_elbo``, ``lr`` (of the model's optimizer where there
             are two), ``grad_norm`` and ``seconds``; means over the steps of the epoch. Some
             trainings have more: ``capacity`` its target; schedules ``inner_steps``, the E-steps
             of the epoch, and ``converged``, the share of its steps whose E-steps came to rest

@@ -616,6 +616,40 @@ def test_values_outside_the_likelihoods_support_are_refused(likelihood, bad, sup
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
 
+def with_batch_norm():
+    layers = nn.Sequential(nn.Linear(programs.D, 4), nn.BatchNorm1d(4))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x.sum(-1))
+
+    def guide(x):
+        pyro.module("layers", layers)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(layers(x), 1.0).to_event(1))
+
+    return model, guide
+
+
+def test_a_last_batch_of_one_datum_for_batch_norm_says_what_to_try():
+    with pytest.raises(ValueError, match=r"last batch of the epoch holds one\. Try: .*batch_size"):
+        pv.fit(*with_batch_norm(), programs.data(size=9), batch_size=4, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda x: x[0], r"shapes \[\(5,\)\]"),
+        (lambda x: x.long(), r"x\.float\(\), x is torch.int64"),
+    ],
+    ids=["one datum", "integers"],
+)
+def test_what_a_layer_refuses_is_told_with_the_shapes(change, says):
+    with pytest.raises(RuntimeError, match=f"(?s)could not be run on a batch.*{says}"):
+        pv.fit(*with_batch_norm(), change(programs.data(size=9)), batch_size=9, progress=False)
+
+
 def test_a_wrong_feature_size_in_plain_programs_says_what_to_try():
     model, guide, _, _ = programs.with_pyro_module()
     with pytest.raises(

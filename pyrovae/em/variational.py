@@ -181,13 +181,18 @@ class VariationalEM:
     def _probe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
             return probe(self.model, self.guide, args, kwargs)
-        except (RuntimeError, IndexError) as error:
-            shapes = [tuple(a.shape) for a in args if isinstance(a, Tensor)]
+        except (RuntimeError, IndexError, ValueError) as error:
+            if isinstance(error, ValueError) and not _is_of_a_layer(error):
+                raise
+            tensors = [a for a in args if isinstance(a, Tensor)]
+            shapes = [tuple(a.shape) for a in tensors]
+            whole = [a.dtype for a in tensors if not a.is_floating_point()]
+            cast = f" If layers expect real numbers: x.float(), x is {whole[0]}." if whole else ""
             raise RuntimeError(
                 f"the programs could not be run on a batch with arguments of shapes {shapes}: "
                 f"{error}\nExpected: data [B, ...] of the shape the networks were built for. "
                 f"Try: run guide(x), then model(x), on one batch; compare the size that the first "
-                f"layer expects with x.shape."
+                f"layer expects with x.shape.{cast}"
             ) from error
 
     @property
@@ -555,6 +560,15 @@ class VariationalEM:
 
 
 SUPPORTED = ("Trace_ELBO", "TraceMeanField_ELBO", "TraceGraph_ELBO", "TraceEnum_ELBO")
+
+
+def _is_of_a_layer(error: BaseException) -> bool:
+    """Whether an error was raised inside a layer of torch's, not by a program or its checks."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
+    return module.startswith("torch.nn.")
 
 
 def check_schedule(schedule: Any, where: str) -> None:

@@ -26,6 +26,7 @@ the sum of its tokens' log-probabilities. Values of z may carry particles on the
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -265,6 +266,8 @@ class SequenceVAE(nn.Module):
             what = f'SequenceVAE, site "x": tokens (vocabulary={self.vocabulary})'
             check_support(tokens, _ids(self.vocabulary), what)
             _check_lengths(lengths, tokens.shape[1])
+            if lengths is None and self.end is not None:
+                _warn_of_padding(tokens, self.end)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SequenceVAE:
         """Move the prior along with the networks in `.to`, `.double`, `.cuda`."""
@@ -544,6 +547,18 @@ def _check_ids(what: str, given: Any, form: str, dims: int) -> None:
     if given.dtype not in (torch.int64, torch.int32):
         raise ValueError(
             f"{what}: expected integers, int64 or int32, got {given.dtype}; use .long()"
+        )
+
+
+def _warn_of_padding(tokens: Tensor, end: int) -> None:
+    """Without lengths every token counts: padding after the end symbol, too."""
+    padded = int((tokens[:, -2:] == end).all(-1).sum()) if tokens.shape[1] > 1 else 0
+    if padded:
+        warnings.warn(
+            f"SequenceVAE: {padded} of {len(tokens)} sequences end in several end symbols, and "
+            f"without lengths each of them counts in log p(x). Try: model(tokens, lengths), the "
+            f"data (tokens, lengths).",
+            stacklevel=4,
         )
 
 

@@ -413,6 +413,16 @@ def test_bad_arguments_are_refused_by_name(options, message):
         small(**options)
 
 
+def test_padding_that_counts_for_want_of_lengths_is_told():
+    tokens, lengths = torch.tensor([[3, 0, 0], [2, 5, 0]]), torch.tensor([2, 3])
+    vae = small(end=0)
+    with pytest.warns(UserWarning, match="1 of 2 sequences end in several end symbols.*lengths"):
+        vae.model(tokens)
+    vae.model(tokens, lengths)  # a warning would be an error
+    vae.model(tokens[1:])
+    small().model(tokens)
+
+
 def test_bad_generation_is_refused():
     with pytest.raises(ValueError, match="size must be at least 1 and temperature positive"):
         small().sample(3, temperature=0)

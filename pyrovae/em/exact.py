@@ -396,6 +396,11 @@ def _check_model(model: Any, m_step: MStep | None) -> None:
             f"EM: m_step must be callable as m_step(model, x, posterior), got {m_step!r}. "
             "Try: pv.GradientMStep()."
         )
+    if isinstance(model, type):
+        raise TypeError(
+            f"EM: the model is the class {model.__name__}. Expected: an instance. "
+            f"Try: {model.__name__}(...)."
+        )
     missing = [name for name in wanted if not callable(getattr(model, name, None))]
     if missing:
         raise TypeError(

@@ -253,10 +253,11 @@ class CodeModel(nn.Module):
         self, ae: AutoEncoder, components: int, observation: str, hidden: int, like: Tensor
     ) -> None:
         """Lay out networks and buffers, the density's and the posterior's not yet set."""
-        if components < 1 or observation not in ("own", "normal"):
+        counted = isinstance(components, int) and components >= 1
+        if not counted or observation not in ("own", "normal"):
             raise ValueError(
-                f'CodeModel: components must be at least 1 and observation "own" or "normal", got '
-                f"{components} and {observation!r}"
+                f"CodeModel: components must be at least 1, an integer, and observation "
+                f'"own" or "normal", got {components!r} and {observation!r}'
             )
         self.data_shape, self.latent = ae.data_shape, ae.latent
         self.config = None

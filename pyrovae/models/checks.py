@@ -49,7 +49,8 @@ def check_batch(where: str, x: object, shape: tuple[int, ...], like: Tensor) -> 
     if x.dtype != like.dtype:
         raise ValueError(
             f"{site}: the data are {x.dtype}, the model's parameters {like.dtype}; expected one "
-            f"dtype. Try: x.to({like.dtype}), or model.to({x.dtype}) for floating-point data."
+            f"dtype. Try: x.to({like.dtype})"
+            f"{f', or model.to({x.dtype})' if x.is_floating_point() else ''}."
         )
     if x.device != like.device:
         raise ValueError(

@@ -253,6 +253,7 @@ def test_one_hot_posteriors_work_too():
         (lambda: EM(pv.models.VAE(4, 2, 8)), TypeError, "VAE has no method.*VariationalEM"),
         (lambda: EM(NeuralMixture(4, 2)), TypeError, "no method m_step.*GradientMStep"),
         (lambda: EM(Coins(), m_step=GradientMStep()), TypeError, "no method expected_log_joint"),
+        (lambda: EM(Coins), TypeError, r"the class Coins.*Try: Coins\(\.\.\.\)"),
         (lambda: EM(Coins(), m_step="adam"), TypeError, "m_step must be callable.*Try"),
         (lambda: EM(Coins(), init="kmeans"), ValueError, "Coins has no initialize.*Try"),
         (lambda: EM(Coins(), restarts=3), ValueError, "3 times the same.*Try"),

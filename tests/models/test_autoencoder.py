@@ -216,6 +216,7 @@ def test_moves_with_its_dtype():
         (lambda: small().model(binary(shape=(3, 3))), 'AutoEncoder, site "x": expected a batch'),
         (lambda: small().reconstruct(binary().float()), "the data are torch.float32"),
         (lambda: small().with_density(binary(), 0), "components must be at least 1"),
+        (lambda: small().with_density(binary(), "mixture"), "an integer.*got 'mixture'"),
         (lambda: small().with_density(binary(), 1, observation="gauss"), '"own" or "normal"'),
         (lambda: small().with_density(binary(3), 5), "need at least 5 finite codes, got 3"),
         (

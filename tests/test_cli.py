@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -568,3 +569,11 @@ def test_autoregressive_likelihoods_by_name(text, built):
     data = pv.datasets.Dataset((torch.ones(5, 4, 4),), likelihood="bernoulli")
     assert settings.likelihood_of(data) == built
     assert settings.vae(data).decode(torch.zeros(1, settings.latent)).event_shape == (4, 4)
+
+
+def test_the_package_runs_as_a_module(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["pyrovae", "--help"])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module("pyrovae", run_name="__main__")
+    assert left.value.code == 0
+    assert "compare" in capsys.readouterr().out

@@ -290,10 +290,6 @@ class Triangular(_Interval):
     ) -> None:
         super().__init__(low=low, high=high, peak=peak, validate_args=validate_args)
 
-    def _in_order(self) -> bool:
-        """Whether all is surely well, in a few passes; an end that is not finite is not."""
-        return within(self.high - self.low, 0.0, math.inf)
-
     def _order(self) -> list[tuple[str, str, Tensor]]:
         inside = (self.low <= self.peak) & (self.peak <= self.high)
         self._demand("peak", inside, "lie within ['low', 'high']")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -111,7 +112,8 @@ def fit(
         seed: Of batches, noise and binarization. Torch's global generator is left as it was.
         out: Folder of the run: ``config.json``, ``metrics.jsonl``, ``checkpoint/``.
         resume: Continue the run in `out`, to the last bit on a CPU; starts anew if there is none.
-        checkpoint_seconds: At most so much work is lost to a crash; 0 saves after every epoch.
+        checkpoint_seconds: At most so much work is lost to a crash, and the epoch under way; 0
+            saves after every epoch. The first epoch is always saved.
         progress: Show a progress bar; by default if standard error is a terminal.
 
     Returns:
@@ -310,7 +312,7 @@ class _Loop:
         self.history: list[dict[str, Any]] = []
         self.best = _Best()
         self.step = 0
-        self.saved_at = time.monotonic()
+        self.saved_at = -math.inf  # the first epoch is kept, however quick
 
     def run(
         self, epochs: int, patience: int | None, callbacks: Any, progress: bool | None
@@ -444,6 +446,7 @@ class _Loop:
 
     def load(self, state: dict[str, Any], config: dict[str, Any]) -> None:
         """Continue from a saved state."""
+        self.saved_at = time.monotonic()
         old = json.loads((self.folder / "config.json").read_text()) if self.folder else config
         old.setdefault("schedule", "joint")  # runs of earlier versions
         for key in ("data", "batch_size", "seed", "objective", "schedule"):

@@ -285,6 +285,19 @@ def test_inner_batches_of_a_loader_are_resumed_too(tmp_path):
     assert all(torch.equal(p, resumed.params[name]) for name, p in straight.params.items())
 
 
+def test_a_run_interrupted_early_goes_on_from_its_first_epoch(tmp_path):
+    def interrupt(record):
+        if record["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    x, options = programs.data(), {"out": tmp_path, "epochs": 4}
+    with pytest.raises(KeyboardInterrupt):
+        short(vae(), x, callbacks=[interrupt], checkpoint_seconds=1e9, **options)
+    run = short(vae(seed=5), x, resume=True, **options)  # other weights: the saved ones count
+    whole = short(vae(), x, epochs=4)
+    assert run.history[-1]["elbo"] == whole.history[-1]["elbo"]
+
+
 def test_a_saved_run_loads_and_judges_the_same(tmp_path):
     x = programs.data(size=30)
     net = normed()

@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import pyro
 import torch
 from pyro.distributions import Categorical
 from torch import Tensor, nn
@@ -26,13 +25,13 @@ from torch import Tensor, nn
 from pyrovae.datasets import check_support
 from pyrovae.models.checks import as_count, check_batch, check_finite, check_initial
 from pyrovae.models.likelihoods import likelihood_head
-from pyrovae.models.tables import log_table, mean_over_classes
+from pyrovae.models.tables import LatentClass
 from pyrovae.nn import MLP, as_shape
 
 __all__ = ["NeuralMixture"]
 
 
-class NeuralMixture(nn.Module):
+class NeuralMixture(LatentClass):
     r"""A mixture of `classes` components whose parameters a network makes of their embeddings.
 
     The posterior over classes is a sum away, so `guide` is exact, without parameters of its own
@@ -98,64 +97,19 @@ class NeuralMixture(nn.Module):
         )
         self.decoder = nn.Sequential(net, head)
 
-    # -- the two programs -------------------------------------------------------------------------
+    # -- their parts ------------------------------------------------------------------------------
 
-    def model(self, x: Tensor) -> Tensor:
-        """Run the generative program: draw a class, then score x by what the network makes of it.
-
-        Args:
-            x: a batch of data, `[B, *data_shape]`.
-        """
-        self._check(x)
-        pyro.module("mixture", self)
-        with pyro.plate("data", x.shape[0]):
-            z = pyro.sample("z", Categorical(logits=self.logits), infer=_SUMMED_OUT)
-            return pyro.sample("x", self.decode(z), obs=x)
-
-    def guide(self, x: Tensor) -> Tensor:
-        """Run the exact posterior: z from the responsibilities of x.
-
-        Args:
-            x: a batch of data, `[B, *data_shape]`.
-        """
-        posterior = self.e_step(x)
-        with pyro.plate("data", x.shape[0]):
-            return pyro.sample("z", posterior, infer=_SUMMED_OUT)
+    def given(self, z: Tensor) -> Any:
+        return self.decode(z)
 
     def decode(self, z: Tensor) -> Any:
         """Return p(x | z) for classes z of any shape."""
         return self.decoder(self.embedding[z])
 
-    @property
-    def weights(self) -> Tensor:
-        r"""The probabilities :math:`\pi` of the classes, `[k]`."""
-        return self.logits.softmax(-1)
-
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
         """Draw n data from the model, `[n, *data_shape]`."""
         return self.decode(Categorical(logits=self.logits).sample((n,))).sample()
-
-    # -- closed forms -----------------------------------------------------------------------------
-
-    def log_joint(self, x: Tensor) -> Tensor:
-        """Return log p(x, z = j) for every datum and class, `[N, k]`."""
-        self._check(x)
-        each = self.decode(torch.arange(self.classes, device=x.device))
-        return log_table(each, x) + self.logits.log_softmax(-1)
-
-    def log_px(self, x: Tensor) -> Tensor:
-        """Return log p(x) of each datum, `[N]`, nats: the exact sum over classes."""
-        return self.log_joint(x).logsumexp(-1)
-
-    @torch.no_grad()
-    def e_step(self, x: Tensor) -> Categorical:
-        """Return p(z | x), a Categorical of batch shape `[N]`: `.probs` are responsibilities."""
-        return Categorical(logits=self.log_joint(x))
-
-    def expected_log_joint(self, x: Tensor, posterior: Categorical) -> Tensor:
-        """Return E log p(x, z) under any posterior over classes, `[N]`, nats; differentiable."""
-        return mean_over_classes(posterior.probs, self.log_joint(x))
 
     @torch.no_grad()
     def initialize(self, x: Tensor, how: str = "random", seed: int = 0) -> None:
@@ -184,6 +138,3 @@ class NeuralMixture(nn.Module):
 
     def _check(self, x: Tensor) -> None:
         check_batch("NeuralMixture", x, self.data_shape, self.embedding)
-
-
-_SUMMED_OUT = {"enumerate": "parallel"}

@@ -34,7 +34,6 @@ from __future__ import annotations
 import warnings
 from typing import Any, Literal
 
-import pyro
 import torch
 from pyro.distributions import Categorical, MultivariateNormal, Normal
 from torch import Tensor, nn
@@ -46,7 +45,7 @@ from pyrovae.models.checks import (
     check_initial,
     generator_of,
 )
-from pyrovae.models.tables import log_table, mean_over_classes
+from pyrovae.models.tables import LatentClass
 
 __all__ = ["COVARIANCES", "GaussianMixture"]
 
@@ -55,7 +54,7 @@ COVARIANCES: tuple[Covariance, ...] = ("full", "tied", "diagonal", "spherical")
 STARTS = ("kmeans", "data", "random")
 
 
-class GaussianMixture(nn.Module):
+class GaussianMixture(LatentClass):
     r"""A mixture of `classes` Gaussians over `features` numbers, as a Pyro program.
 
     The parameters are free tensors behind maps onto their domains, so that gradients and closed
@@ -114,40 +113,11 @@ class GaussianMixture(nn.Module):
             "spherical": lambda: _Diagonal(classes, 1),
         }[covariance]()
 
-    # -- the two programs -------------------------------------------------------------------------
-
-    def model(self, x: Tensor) -> Tensor:
-        """Run the generative program: draw a class, then score x by that class's Gaussian.
-
-        Args:
-            x: a batch of data, `[B, D]`.
-        """
-        self._check(x)
-        pyro.module("mixture", self)
-        with pyro.plate("data", x.shape[0]):
-            z = pyro.sample("z", Categorical(logits=self.logits), infer=_SUMMED_OUT)
-            return pyro.sample("x", self.given(z), obs=x)
-
-    def guide(self, x: Tensor) -> Tensor:
-        """Run the exact posterior: z from the responsibilities of x.
-
-        Args:
-            x: a batch of data, `[B, D]`.
-        """
-        posterior = self.e_step(x)
-        with pyro.plate("data", x.shape[0]):
-            return pyro.sample("z", posterior, infer=_SUMMED_OUT)
-
     # -- their parts ------------------------------------------------------------------------------
 
     def given(self, z: Tensor) -> Any:
         """Return p(x | z) for classes z of any shape: that batch shape, event shape `[D]`."""
         return self.spread.around(self.loc[z], z)
-
-    @property
-    def weights(self) -> Tensor:
-        r"""The probabilities :math:`\pi` of the classes, `[k]`."""
-        return self.logits.softmax(-1)
 
     @property
     def covariances(self) -> Tensor:
@@ -156,25 +126,6 @@ class GaussianMixture(nn.Module):
         return (factor @ factor.mT).expand(self.classes, -1, -1)
 
     # -- closed forms -----------------------------------------------------------------------------
-
-    def log_joint(self, x: Tensor) -> Tensor:
-        """Return log p(x, z = j) for every datum and class, `[N, k]`."""
-        self._check(x)
-        each = self.given(torch.arange(self.classes, device=x.device))
-        return log_table(each, x) + self.logits.log_softmax(-1)
-
-    def log_px(self, x: Tensor) -> Tensor:
-        """Return log p(x) of each datum, `[N]`, nats."""
-        return self.log_joint(x).logsumexp(-1)
-
-    @torch.no_grad()
-    def e_step(self, x: Tensor) -> Categorical:
-        """Return p(z | x), a Categorical of batch shape `[N]`: `.probs` are responsibilities."""
-        return Categorical(logits=self.log_joint(x))
-
-    def expected_log_joint(self, x: Tensor, posterior: Categorical) -> Tensor:
-        """Return E log p(x, z) under any posterior over classes, `[N]`, nats."""
-        return mean_over_classes(posterior.probs, self.log_joint(x))
 
     @torch.no_grad()
     def m_step(self, x: Tensor, posterior: Categorical) -> None:
@@ -262,9 +213,6 @@ class GaussianMixture(nn.Module):
             f"features={self.features}, classes={self.classes}, "
             f"covariance={self.covariance!r}, reg_covar={self.reg_covar:g}"
         )
-
-
-_SUMMED_OUT = {"enumerate": "parallel"}
 
 
 # Covariances -----------------------------------------------------------------------------------

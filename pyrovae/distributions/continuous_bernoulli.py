@@ -99,10 +99,6 @@ class ContinuousBernoulli(InverseCDF, dist.ContinuousBernoulli):
     def param_shape(self) -> Size:
         return self.logits.shape
 
-    def _log_norm(self) -> Tensor:
-        half = 0.5 * self.logits
-        return half + log_sinhc(half)
-
     def _log_prob(self, z: Tensor) -> Tensor:
         half = 0.5 * self.logits
         # for large logits, from the end that has the mass: l (x - 1) + log l
